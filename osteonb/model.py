@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OFFLINE', 'WAYS', 'HEADS', 'offline_weights', 'file_weights', 'Backbone', 'embedding_width', 'state_digest',
-           'image_projection', 'radiomics_encoder', 'AttentionGate', 'Output', 'FusionNet']
+           'image_projection', 'radiomics_encoder', 'AttentionGate', 'Output', 'FusionNet', 'Trained', 'make_backbone',
+           'make_net']
 
-# %% ../nbs/07_model.ipynb #97fed732
+# %% ../nbs/07_model.ipynb #57bb3fe2
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .core import Config, InputError, unknown
+from .dataset import Standardiser
 
 # %% ../nbs/07_model.ipynb #b76c5e42
 OFFLINE = "tf_efficientnet_lite0"
@@ -157,3 +159,30 @@ class FusionNet(nn.Module):
         fused, weight = self.gate(*sides) if self.gate is not None else (torch.cat(sides, 1), None)
         out = {h: head(fused) for h, head in self.heads.items()}             # (B, 2) a task, (B, 3) flat
         return Output({h: o if h == "classes" else o[:, 1] - o[:, 0] for h, o in out.items()}, weight)
+
+# %% ../nbs/07_model.ipynb #5b777afc
+class Trained(NamedTuple):
+    "All that prediction needs."
+    config:Config
+    net:FusionNet
+    standardiser:Standardiser|None   # None without radiomics
+    backbone:Backbone|None           # frozen, or the network's own; None without images
+
+# %% ../nbs/07_model.ipynb #3cc8ec5e
+def make_backbone(
+    config:Config,              # `modality`, `backbone`, `weights`, `image_size` are read
+    weights:str|None=None       # other than the configuration's; `none` where a saved state follows
+) -> Backbone|None:
+    "The configuration's backbone; None where the variant has no images."
+    if config.modality == "radiomics": return None
+    return Backbone(config.backbone, weights or config.weights, config.image_size)
+
+# %% ../nbs/07_model.ipynb #188dd9ac
+def make_net(
+    config:Config,
+    backbone:Backbone|None,          # from `make_backbone`
+    standardiser:Standardiser|None   # fitted on training tiles
+) -> FusionNet:
+    "The configuration's network: a frozen backbone stays outside, another trains along."
+    n_radiomics = 0 if standardiser is None else len(standardiser.mean)
+    return FusionNet(config, backbone.width if backbone else 0, n_radiomics, None if config.frozen else backbone)
