@@ -166,12 +166,13 @@ class EvenBatches(Sampler):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)   # drawn when the first batch is asked for
         for batch in np.array_split(order, self.n_batches): yield batch.tolist()
 
-# %% ../nbs/06_dataset.ipynb #0b270819
+# %% ../nbs/06_dataset.ipynb #c27d6b4a
 def loader(
     data:TileDataset,
     batch_size:int,       # at most so many tiles a batch
     seed:int|None=None    # shuffle by it; None keeps the order, for validation and prediction
 ) -> DataLoader:          # batches as dictionaries of tensors
     "Shuffled even batches for training, or all tiles in order."
-    if seed is None: return DataLoader(data, batch_size)
-    return DataLoader(data, sampler=EvenBatches(len(data), batch_size, seed), batch_size=None)   # an index is a whole batch
+    own = torch.Generator()   # a loader draws a number when it starts; not from the generator that dropout uses
+    if seed is None: return DataLoader(data, batch_size, generator=own)
+    return DataLoader(data, sampler=EvenBatches(len(data), batch_size, seed), batch_size=None, generator=own)   # an index is a whole batch
