@@ -61,7 +61,7 @@ CHOICES = dict(
     weighting=("fixed", "learned", "kendall"),
 )
 
-# %% ../nbs/00_core.ipynb #3976dc32
+# %% ../nbs/00_core.ipynb #c04e8aef
 @dataclass(frozen=True)
 class Config:
     "Every setting that changes a result. Make one with `configure`."
@@ -94,7 +94,7 @@ class Config:
     max_epochs:int = 60             # epochs at most
     min_epochs:int = 10             # epochs before early stopping may act
     patience:int = 15               # epochs without a better validation AUC before stopping
-    passes:int = 5                  # test-time passes with dropout on; 0 is one pass with it off
+    passes:int = 0                  # test-time passes with dropout on, averaged; 0 is one pass with it off
     seed:int = 0                    # of everything that is drawn
     def __post_init__(self): check_config(self)
 
@@ -116,11 +116,11 @@ def check_config(
         if not low <= getattr(config, name) <= high: raise InputError(f"setting {name!r}: got {getattr(config, name)!r}, wanted {low:g} to {high:g}")
     if config.augment and config.frozen: raise InputError("setting 'augment': a frozen backbone sees each tile once; set frozen=False, or augment=False")
 
-# %% ../nbs/00_core.ipynb #bb209be4
+# %% ../nbs/00_core.ipynb #b513445c
 PRESETS = dict(
     quick={},
     paper=dict(backbone="inception_v3", weights="hub", image_size=299, frozen=False, augment=True,
-               lr=1e-4, max_epochs=150, min_epochs=60, patience=50),
+               lr=1e-4, max_epochs=150, min_epochs=60, patience=50, passes=5),
 )
 
 # %% ../nbs/00_core.ipynb #fd7b7384

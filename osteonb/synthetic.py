@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELD', 'COARSE', 'STAIN', 'NORMAL', 'ODDS', 'VIABILITY', 'TEST_PATIENT', 'PATIENTS', 'DRAWING', 'noise', 'strands',
            'region', 'soft', 'scatter', 'outlines', 'paint', 'nested', 'develop', 'bone', 'fat', 'fibrous', 'cartilage',
-           'living', 'ghosts', 'tumor', 'lymphocytes', 'tissue', 'seeded', 'patient_stain', 'draw_tile', 'spread',
+           'living', 'ghosts', 'tumor', 'lymphocytes', 'tissue', 'seeded', 'patient_stains', 'draw_tile', 'spread',
            'plan', 'release_table', 'begin_cohort', 'draw_file', 'draw_files', 'make_cohort']
 
 # %% ../nbs/02_synthetic.ipynb #1f5b3d21
@@ -287,36 +287,6 @@ def tissue(
     if rng.random() < .3: maps[0] += lymphocytes(rng, rng.uniform(.02, .15), size) * np.clip(8 * maps.sum(0), 0, 1)
     return maps * soft(filled, size)
 
-# %% ../nbs/02_synthetic.ipynb #f21b18f4
-def seeded(
-    *key # strings and numbers
-) -> np.random.Generator: # the same for the same key
-    "A generator of its own for everything that has a name."
-    return np.random.default_rng(int(digest(key), 16))
-
-# %% ../nbs/02_synthetic.ipynb #1775c880
-def patient_stain(
-    patient:str, # canonical name, such as `Case-904`
-    seed:int=0   # the cohort's
-) -> np.ndarray: # (2, 3), hematoxylin and eosin; optical density of red, green, blue
-    "A patient's dyes: `STAIN`, its hue turned and its strength changed by at most 15 %."
-    rng = seeded("stain", patient, seed)
-    vectors = STAIN + rng.uniform(-.04, .04, (2, 3))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * rng.uniform(.85, 1.15, (2, 1))
-
-# %% ../nbs/02_synthetic.ipynb #4faf5314
-def draw_tile(
-    name:str,      # in any spelling of the release, such as `Case 904 C11-5000-7000`
-    label:str,     # as the release spells it
-    seed:int=0,    # the cohort's
-    size:int=1024  # side in pixels
-) -> np.ndarray:   # (size, size, 3), uint8
-    "One tile's picture; `InputError` for a label that the release does not know."
-    if label not in LABELS: raise unknown("label", label, LABELS)
-    parts = parse_name(name)
-    light = develop(tissue(seeded("tile", parts["tile"], seed), label, size), patient_stain(parts["patient"], seed))
-    return (244 * light + .5).astype(np.uint8)     # the scanner's white is 244, as in the release
-
 # %% ../nbs/02_synthetic.ipynb #3c7a3d36
 TEST_PATIENT = "Case-904"
 PATIENTS = {
@@ -325,6 +295,40 @@ PATIENTS = {
     "Case 948 - P5": (("C2", "C4", "C5", "C8", "C9"), {"Non-Tumor": 17, "Non-Viable-Tumor": 3, "Viable": 27, "viable: non-viable": 5}),
     "P909":          (("B2", "B5", "B10", "B13"), {"Non-Tumor": 30}),
 }
+
+# %% ../nbs/02_synthetic.ipynb #f21b18f4
+def seeded(
+    *key # strings and numbers
+) -> np.random.Generator: # the same for the same key
+    "A generator of its own for everything that has a name."
+    return np.random.default_rng(int(digest(key), 16))
+
+# %% ../nbs/02_synthetic.ipynb #5e7bf85f
+def patient_stains(
+    seed:int=0         # the cohort's
+) -> dict[str,np.ndarray]: # by canonical name, (2, 3): hematoxylin and eosin; optical density of red, green, blue
+    "Each patient's dyes: `STAIN` with its hue turned, and stronger or weaker by up to 15 %."
+    names = [parse_name(f"{p} A1-0-0")["patient"] for p in PATIENTS]
+    levels = np.tile(np.linspace(-1, 1, len(names)), (8, 1))     # evenly apart, dealt out in random order
+    levels = seeded("stain", seed).permuted(levels, axis=1).T.reshape(-1, 2, 4)
+    vectors = STAIN + .05 * levels[..., :3]
+    vectors = vectors / np.linalg.norm(vectors, axis=2, keepdims=True) * (1 + .15 * levels[..., 3:])
+    return dict(zip(names, vectors))
+
+# %% ../nbs/02_synthetic.ipynb #f65f8950
+def draw_tile(
+    name:str,      # in any spelling of the release, such as `Case 904 C11-5000-7000`
+    label:str,     # as the release spells it
+    seed:int=0,    # the cohort's
+    size:int=1024  # side in pixels
+) -> np.ndarray:   # (size, size, 3), uint8
+    "One tile's picture; `InputError` for an unknown label or a name that is no patient's here."
+    if label not in LABELS: raise unknown("label", label, LABELS)
+    parts, stains = parse_name(name), patient_stains(seed)
+    if parts is None or parts["patient"] not in stains:
+        raise InputError(f"{name!r} is no tile of {', '.join(stains)}; name it such as 'Case 904 C11-5000-7000'")
+    light = develop(tissue(seeded("tile", parts["tile"], seed), label, size), stains[parts["patient"]])
+    return (244 * light + .5).astype(np.uint8)
 
 # %% ../nbs/02_synthetic.ipynb #29966b6f
 def spread(
@@ -337,14 +341,14 @@ def spread(
     order = rng.permutation(slides)[:2 if share < .2 else None]
     return [str(order[i % len(order)]) for i in range(n)]
 
-# %% ../nbs/02_synthetic.ipynb #9a362d58
+# %% ../nbs/02_synthetic.ipynb #acfe5ec9
 def plan(
     seed:int=0,     # of everything that is drawn
-    scale:float=1.  # factor on the number of tiles, in (0, 7]; every class that a patient has keeps at least one
+    scale:float=1.  # factor on the number of tiles, in (0, 7]; no class is lost
 ) -> pd.DataFrame:  # `image.name`, `classification`, `file`; sorted by name
     "Which tiles the cohort has, and where they go on disk."
     rng, rows = seeded("plan", seed), []
-    grid = np.array([(x, y) for x in range(4000, 64000, 1500) for y in range(3000, 48000, 1500)])   # 1200 places so far apart that no tile overlaps another
+    grid = np.array([(x, y) for x in range(4000, 64000, 1500) for y in range(3000, 48000, 1500)])   # 1200 places
     for patient, (slides, counts) in PATIENTS.items():
         for label, n in counts.items():
             for slide in spread(rng, slides, max(1, round(n * scale)), n / sum(counts.values())):
@@ -375,7 +379,7 @@ def release_table(
 # %% ../nbs/02_synthetic.ipynb #b6331a08
 DRAWING = 1
 
-# %% ../nbs/02_synthetic.ipynb #6bcb7710
+# %% ../nbs/02_synthetic.ipynb #21b280e5
 def begin_cohort(
     root:Path,     # the folder; made where it does not exist
     settings:dict  # all that the pictures depend on
@@ -388,10 +392,11 @@ def begin_cohort(
     elif root.exists() and (not root.is_dir() or any(not p.name.endswith(".part") for p in root.iterdir())):
         raise InputError(f"{root}: holds something that is no synthetic cohort; choose an empty or a new folder")
     else:
-        text = f"These tiles are synthetic: osteonb drew them from seed {settings['seed']}, and no patient is in them. The table's 62 feature columns are empty.\n\n{line}\n"
-        with whole(marker) as part: part.write_text(text, encoding="utf-8", newline="\n")
+        text = (f"These tiles are synthetic: osteonb drew them from seed {settings['seed']}, and no patient is in them. "
+                "The table's 62 feature columns are empty.")
+        with whole(marker) as part: part.write_text(f"{text}\n\n{line}\n", encoding="utf-8", newline="\n")
 
-# %% ../nbs/02_synthetic.ipynb #a911b0c9
+# %% ../nbs/02_synthetic.ipynb #2999d90a
 def draw_file(
     path:Path,  # the tile's file
     name:str,   # its name in the table
@@ -400,9 +405,10 @@ def draw_file(
     size:int    # side in pixels
 ) -> None:
     "One tile on disk, compressed as the release's are."
-    with whole(path) as part: Image.fromarray(draw_tile(name, label, seed, size)).save(part, format="JPEG", quality=75, subsampling="4:2:0")
+    picture = Image.fromarray(draw_tile(name, label, seed, size))
+    with whole(path) as part: picture.save(part, format="JPEG", quality=75, subsampling="4:2:0")
 
-# %% ../nbs/02_synthetic.ipynb #3f3f4843
+# %% ../nbs/02_synthetic.ipynb #aeb9bfcc
 def draw_files(
     root:Path,          # the cohort's folder
     rows:pd.DataFrame,  # as `plan` makes it; those whose file exists are left alone
@@ -413,10 +419,11 @@ def draw_files(
     "Draw every tile that is missing."
     missing = [r for r in rows.itertuples(index=False, name=None) if not (root/r[2]).exists()]
     jobs = jobs or (-1 if len(missing) * size**2 > 12 * FIELD**2 else 1)
-    done = joblib.Parallel(jobs, return_as="generator")(joblib.delayed(draw_file)(root/file, name, label, seed, size) for name, label, file in missing)
+    calls = (joblib.delayed(draw_file)(root/file, name, label, seed, size) for name, label, file in missing)
+    done = joblib.Parallel(jobs, return_as="generator")(calls)
     for _ in tqdm(done, "drawing tiles", len(missing), disable=None if missing else True): pass
 
-# %% ../nbs/02_synthetic.ipynb #571184e9
+# %% ../nbs/02_synthetic.ipynb #75327b9a
 def make_cohort(
     root:str|Path,      # the folder to draw in: new, empty, or holding the same cohort, finished or not
     seed:int=0,         # of everything that is drawn
@@ -426,11 +433,11 @@ def make_cohort(
 ) -> Path:              # the folder, for `read_tcia(folder, tile_size=size)`
     "Draw a synthetic cohort laid out as the TCIA release; `InputError` where the folder holds anything else."
     if size < 32: raise InputError(f"size: got {size}, wanted at least 32 pixels")
-    if not 0 < scale <= 7: raise InputError(f"scale: got {scale}, wanted a number above 0 and at most 7 (1141 tiles, as many as the release)")
+    if not 0 < scale <= 7: raise InputError(f"scale: got {scale}, wanted a number above 0 and at most 7, which makes 1141 tiles")
     root, rows = Path(root), plan(seed, scale)
     begin_cohort(root, dict(drawing=DRAWING, seed=seed, scale=float(scale), size=size))
     draw_files(root, rows, seed, size, jobs)
     table = root/f"ML_Features_{len(rows)}.csv"
-    if not table.exists():    # written last: a folder with a table is complete
+    if not table.exists():
         with whole(table) as part: release_table(rows).to_csv(part, index=False, lineterminator="\r\n")
     return root

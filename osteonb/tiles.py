@@ -157,7 +157,7 @@ def find_files(
     if len(twice): raise InputError(f"{root}: {twice.index.nunique()} tiles with two files: {listing(p.relative_to(root) for p in twice)}; keep one of each")
     return found
 
-# %% ../nbs/01_tiles.ipynb #0b177297
+# %% ../nbs/01_tiles.ipynb #2d01aaa7
 def check_files(
     files:pd.Series,    # paths, indexed by tile
     tile_size:int,      # side that every tile must have, pixels
@@ -165,7 +165,7 @@ def check_files(
 ) -> pd.DataFrame:      # `sha256` and `reason`, same index
     "Decode every file once, in parallel."
     checks = joblib.Parallel(n_jobs=jobs or -1, prefer="threads", return_as="generator")(joblib.delayed(check_file)(p, tile_size) for p in files)
-    return pd.DataFrame(list(tqdm(checks, "checking tiles", len(files), disable=None)), index=files.index, columns=["sha256", "reason"], dtype=object)
+    return pd.DataFrame(list(tqdm(checks, "checking tiles", len(files), disable=None)), index=files.index, columns=["sha256", "reason"], dtype=str)
 
 # %% ../nbs/01_tiles.ipynb #33eae502
 def read_tcia(
