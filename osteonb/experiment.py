@@ -115,7 +115,7 @@ def evaluate_run(
 # %% ../nbs/13_experiment.ipynb #2a724cda
 FEW = 100   # training tiles below which a result says that the pipeline runs, and no more
 
-# %% ../nbs/13_experiment.ipynb #6a94982b
+# %% ../nbs/13_experiment.ipynb #ce2df2d9
 def caveats(
     config:Config,
     tiles:pd.DataFrame,  # with `cohort`, `patient`, `label`
@@ -128,11 +128,13 @@ def caveats(
     if n["train"] < FEW: said.append(f"Only {n['train']} tiles to train on: these figures are a smoke signal that the pipeline runs, not a result.")
     if config.weights == "none" and config.modality != "radiomics": said.append("The backbone is untrained: its weights were drawn at random, as weights='none' asked.")
     said.append(f"One test patient ({config.test_patient}, {n['test']} tiles, {test.slide.nunique()} slides): between patients the figures vary more than within one, and this run cannot show how much.")
+    judged = tiles.label[folds.part == "valid"].value_counts()
+    if judged.min() < 10: said.append(f"Validation holds {judged.min()} {TITLES[judged.idxmin()].lower()} tiles: the thresholds that were fixed there are rough.")
     missing = [TITLES[c].lower() for c in CLASSES if c not in set(test.label)]
     if missing: said.append(f"The test patient has no {' and no '.join(missing)} tile: figures that need one are undefined.")
     return said
 
-# %% ../nbs/13_experiment.ipynb #f8f4354f
+# %% ../nbs/13_experiment.ipynb #06604361
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2430;--soft:#5b6472;--line:#d9dee5;--paper:#fff;--tint:#f4f6f8;--warn:#fff6e0;--edge:#e69f00}
 @media(prefers-color-scheme:dark){:root{--ink:#e7eaee;--soft:#a4adba;--line:#38404c;--paper:#15191f;--tint:#1d232b;--warn:#33290f}}
@@ -142,7 +144,7 @@ p{max-width:46rem}.soft{color:var(--soft)}.caveats{background:var(--warn);border
 .caveats p{margin:.35rem 0;max-width:none}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;margin:1.4rem 0}
 .tile{background:var(--tint);border-radius:8px;padding:.8rem 1rem}.tile b{display:block;font-size:1.7rem;line-height:1.2;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.86rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:.6rem 0}th,td{text-align:right;padding:.28rem .8rem;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}
-th{font-weight:600;text-align:right}tbody th,td.text{text-align:left}thead th{color:var(--soft);border-bottom:2px solid var(--line)}
+th{font-weight:600;text-align:right}tbody th,td.text,th:first-child{text-align:left}thead th{color:var(--soft);border-bottom:2px solid var(--line)}
 figure{margin:1rem 0;background:#fff;border-radius:8px;padding:.4rem;display:inline-block;max-width:100%}details{margin:.8rem 0}summary{cursor:pointer;color:var(--soft)}
 """
 
@@ -196,7 +198,7 @@ def results_section(
                    as_html(plot_roc(predictions, note), "ROC curves of both tasks and of each class"),
                    f"<details><summary>Every metric</summary>{html_table(words)}</details><details><summary>Thresholds, as validation fixed them</summary>{html_table(limits)}</details>")
 
-# %% ../nbs/13_experiment.ipynb #c71f8c2f
+# %% ../nbs/13_experiment.ipynb #7b4a07bd
 def model_section(
     run:Path,
     config:Config,
@@ -205,10 +207,10 @@ def model_section(
 ) -> str:
     "How it was trained, and what the gate listened to."
     history = read_table(run/"history.csv").rename_axis("epoch").reset_index()
-    best = history.loc[history.valid_auc.idxmax()]
+    best = history.loc[history.valid_score.idxmax()]
     clamp = None if config.weighting == "kendall" else (.2, 3.)
     gate = as_html(plot_gate(predictions, note), "Weight of the image by class") if predictions.gate_image.notna().any() else "<p>This variant has no gate.</p>"
-    return section("Training", f"{len(history)} epochs; kept is epoch {best.epoch:.0f}, the best by macro AUC on validation slides ({best.valid_auc:.3f}).",
+    return section("Training", f"{len(history)} epochs; kept is epoch {best.epoch:.0f}, the best by AUC on validation slides ({best.valid_auc:.3f}); equal AUCs are told apart by the log loss.",
                    as_html(plot_learning_curves(history, note, clamp), "Losses, validation AUC and balance of the tasks by epoch"), gate)
 
 # %% ../nbs/13_experiment.ipynb #a35ce509

@@ -122,7 +122,7 @@ def draw_balance(
         for i, limit in enumerate(clamp): ax.axhline(limit, ls="--", lw=1, color="#888888", label="_" if i else f"clamp, {limit:g} to {clamp[1]:g}")
         ax.set_ylim(top=1.85*clamp[1] - .85*ax.get_ylim()[0])  # room for the legend above the clamp
 
-# %% ../nbs/12_plots.ipynb #af32eeba
+# %% ../nbs/12_plots.ipynb #09c7c10d
 def plot_learning_curves(
     history:pd.DataFrame,          # a row for each epoch, as `train.fit` writes it
     note:str="",                   # stamped at the foot
@@ -139,7 +139,7 @@ def plot_learning_curves(
             "no loss was kept")
         losses.set(title="Losses", ylim=(min(0, losses.get_ylim()[0]), None))
         if draw_lines(auc, history, dict(valid_auc=("validation", COLOURS["valid"], "-")), "no validation AUC: a class is missing there"):
-            best = history.loc[history.valid_auc.idxmax()]
+            best = history.loc[history.get("valid_score", history.valid_auc).idxmax()]   # the score tells equal AUCs apart
             auc.plot(best.epoch, best.valid_auc, "o", color=COLOURS["valid"], mec="black", ms=8,
                      label=f"best: {best.valid_auc:.3f}, epoch {best.epoch:.0f}")
         auc.set_title("Validation AUC")
