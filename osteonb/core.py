@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'TASKS', 'TITLES', 'PROBABILITIES', 'CHOICES', 'PRESETS', 'RUN_FILES', 'InputError', 'unknown', 'targets',
            'Config', 'check_config', 'configure', 'set_seed', 'whole', 'write_table', 'read_table', 'write_json',
-           'read_json', 'open_run', 'run_config', 'digest', 'computed_once']
+           'read_json', 'check_run', 'open_run', 'run_config', 'digest', 'computed_once']
 
 # %% ../nbs/00_core.ipynb #a567c6c0
 import dataclasses, difflib, hashlib, json, os, random
@@ -221,23 +221,30 @@ RUN_FILES = {
     "report.html": "all of it, to be looked at",
 }
 
-# %% ../nbs/00_core.ipynb #9b6b5af2
+# %% ../nbs/00_core.ipynb #49db9221
+def check_run(
+    path:str|Path, # the folder that a run is to use
+    config:Config  # what the run is to do
+) -> None:         # `InputError` where a run with other settings, or something else, lies there
+    "Refuse a folder before any work is done for it."
+    path, file = Path(path), Path(path)/"config.json"
+    if file.exists():
+        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        differ = {k: v for k, v in read_json(file).items() if settings.get(k) != v}
+        for name, old in differ.items():
+            raise InputError(f"{path}: holds a run with other settings ({name}: {old!r} there, {settings.get(name)!r} now); choose another folder or delete it")
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: holds something that is no run; choose an empty or a new folder")
+
+# %% ../nbs/00_core.ipynb #32e9a7cc
 def open_run(
     path:str|Path, # the folder; made where it does not exist
     config:Config  # what the run is to do
 ) -> Path:         # the same folder, with `config.json` in it
-    "Begin a run folder, or go on with one that has the same settings; `InputError` where they differ or other things lie there."
-    path, file = Path(path), Path(path)/"config.json"
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    if file.exists():
-        differ = {k: (v, settings.get(k)) for k, v in read_json(file).items() if settings.get(k) != v}
-        if differ:
-            name, (old, new) = next(iter(differ.items()))
-            raise InputError(f"{path}: holds a run with other settings ({name}: {old!r} there, {new!r} now); choose another folder or delete it")
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path}: holds something that is no run; choose an empty or a new folder")
-    else: write_json(settings, file)
-    return path
+    "Begin a run folder, or go on with one that has the same settings."
+    check_run(path, config)
+    if not (Path(path)/"config.json").exists(): write_json(dataclasses.asdict(config), Path(path)/"config.json")
+    return Path(path)
 
 # %% ../nbs/00_core.ipynb #d630f63f
 def run_config(
