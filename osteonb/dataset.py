@@ -149,7 +149,7 @@ def prepare(
     elif config.modality != "radiomics": images = transform(config.image_size, backbone.mean, backbone.std, augment)
     return TileDataset(tiles, images, radiomics)
 
-# %% ../nbs/06_dataset.ipynb #bbc2be2d
+# %% ../nbs/06_dataset.ipynb #c5e0d766
 class EvenBatches(Sampler):
     "Batches of at most `batch_size` whose sizes differ by one at the most, in an order drawn anew each epoch."
     def __init__(self,
@@ -160,7 +160,9 @@ class EvenBatches(Sampler):
         if n < 2: raise InputError(f"training part: {n} tile; at least two are needed")
         self.n, self.n_batches, self.seed, self.epoch = n, -(-n//batch_size), seed, 0
 
-    def set_epoch(self, epoch:int) -> None: self.epoch = epoch
+    def set_epoch(self, epoch:int) -> None:
+        "Lightning calls this before each epoch."
+        self.epoch = epoch
     def __len__(self) -> int: return self.n_batches
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)   # drawn when the first batch is asked for

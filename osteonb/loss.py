@@ -70,7 +70,7 @@ def task_loss(
 # %% ../nbs/08_loss.ipynb #f35cd91c
 R, CLAMP, START = 0.2, (0.2, 3.0), dict(tumor=0.5, viability=1.5)   # the recipe's r, clamp, and first weights
 
-# %% ../nbs/08_loss.ipynb #37d94162
+# %% ../nbs/08_loss.ipynb #d40a7814
 class Balance(nn.Module):
     "Weights of the tasks' losses: all ones, e^-λ with the recipe's clamp, or Kendall's."
     def __init__(self,
@@ -90,6 +90,7 @@ class Balance(nn.Module):
         return w.clamp(*CLAMP) if self.weighting == "learned" else w/2
 
     def forward(self, losses:Tensor) -> Tensor: # (tasks,) losses -> scalar
+        "The weighted sum, with the term that keeps weights from falling to zero."
         total = (self.weights().to(losses.device)*losses).sum()
         if self.weighting == "fixed": return total
         return total + (R if self.weighting == "learned" else .5)*self.log_var.sum()
@@ -101,7 +102,7 @@ class Losses(NamedTuple):
     tasks:dict[str,Tensor]    # loss of each task, before its weight
     weights:dict[str,float]   # what it was multiplied by
 
-# %% ../nbs/08_loss.ipynb #970256f3
+# %% ../nbs/08_loss.ipynb #b14de7a2
 class HierarchicalLoss(nn.Module):
     "Weighted losses of the tasks that a head answers, balanced."
     def __init__(self,
@@ -127,6 +128,7 @@ class HierarchicalLoss(nn.Module):
         logits:dict[str,Tensor], # `Output.logits`
         target:Tensor            # (B,) class of each tile, 0 to 2
     ) -> Losses:
+        "The balanced loss of a batch and its parts."
         parts = {h: self.head_loss(h, logits[h], target) for h in self.heads}
         weights = dict(zip(self.heads, self.balance.weights().tolist()))
         return Losses(self.balance(torch.stack(list(parts.values()))), parts, weights)

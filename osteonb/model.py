@@ -51,7 +51,7 @@ def file_weights(
         if got != tuple(tensor.shape): raise InputError(f"weights {path!r}: tensor {name!r} is {got}, wanted {tuple(tensor.shape)}; is the file of this backbone?")
     return {name: state[name] for name in backbone.state_dict()}
 
-# %% ../nbs/07_model.ipynb #484d1db0
+# %% ../nbs/07_model.ipynb #c493ec03
 class Backbone(nn.Module):
     "A timm model without classifier: images (B, 3, S, S) to embeddings (B, width), averaged over positions."
     def __init__(self,
@@ -69,7 +69,9 @@ class Backbone(nn.Module):
         self.mean, self.std = self.body.pretrained_cfg["mean"], self.body.pretrained_cfg["std"]
         self.width, self.digest = embedding_width(self.body, name, image_size), state_digest(self.body)
 
-    def forward(self, image:Tensor) -> Tensor: return self.body(image)
+    def forward(self, image:Tensor) -> Tensor:
+        "(B, 3, S, S) normalised images to (B, width)."
+        return self.body(image)
 
 # %% ../nbs/07_model.ipynb #5c7f3454
 def embedding_width(
@@ -110,7 +112,7 @@ def radiomics_encoder(
     "Radiomic features to shared space."
     return nn.Sequential(nn.BatchNorm1d(n), nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU())
 
-# %% ../nbs/07_model.ipynb #8d04619b
+# %% ../nbs/07_model.ipynb #33c211c8
 class AttentionGate(nn.Module):
     "Two weights a tile, from both sides, that mix the sides."
     def __init__(self,
@@ -122,6 +124,7 @@ class AttentionGate(nn.Module):
         self.score = nn.Sequential(nn.Linear(2*width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 2))
 
     def forward(self, f_img:Tensor, f_rad:Tensor) -> tuple[Tensor,Tensor]:
+        "Both sides, (B, width) each, to their mixture and the image's weight."
         w = self.score(torch.cat([f_img, f_rad], 1)).softmax(1)   # (B, 2): image, radiomics
         return w[:, :1]*f_img + w[:, 1:]*f_rad, w[:, 0]           # (B, width), (B,)
 
@@ -134,7 +137,7 @@ class Output(NamedTuple):
 # %% ../nbs/07_model.ipynb #9c548d84
 HEADS = dict(flat=("classes",), hierarchical=("tumor", "viability"), tumor=("tumor",), viability=("viability",))
 
-# %% ../nbs/07_model.ipynb #d9ce2327
+# %% ../nbs/07_model.ipynb #fd251f78
 class FusionNet(nn.Module):
     "Image, radiomics, or both, to the logits of the tasks."
     def __init__(self,
@@ -154,6 +157,7 @@ class FusionNet(nn.Module):
         self.heads = nn.ModuleDict({h: nn.Linear(fused, 3 if h == "classes" else 2) for h in HEADS[c.head]})
 
     def forward(self, image:Tensor|None=None, radiomics:Tensor|None=None) -> Output:
+        "Embeddings (B, n_image) or images (B, 3, S, S), and z-scores (B, n_radiomics); what the modality lacks is not looked at."
         if self.backbone is not None: image = self.backbone(image)           # (B, 3, S, S) -> (B, n_image)
         sides = [encode(x) for encode, x in ((self.image, image), (self.radiomics, radiomics)) if encode is not None]  # (B, width) each
         fused, weight = self.gate(*sides) if self.gate is not None else (torch.cat(sides, 1), None)

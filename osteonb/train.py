@@ -48,7 +48,7 @@ def selection_score(
     auc, loss = selection_auc(p, target), float(-np.log(np.clip(chosen, 1e-12, 1)).mean())
     return dict(valid_auc=auc, valid_log_loss=loss, valid_score=auc - TIE*loss)
 
-# %% ../nbs/09_train.ipynb #654f16ff
+# %% ../nbs/09_train.ipynb #563c1b8a
 class Learner(L.LightningModule):
     "A network, its loss, and what every epoch leaves in the history."
     def __init__(self,
@@ -60,32 +60,48 @@ class Learner(L.LightningModule):
         self.net, self.loss, self.config, self.rows, self.seen = net, loss, config, [], []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        "AdamW, with λ in a group of its own."
         c = self.config
         groups = [dict(params=list(self.net.parameters()), lr=c.lr, weight_decay=c.weight_decay), dict(params=list(self.loss.parameters()), lr=c.lr*c.lambda_lr, weight_decay=0.)]
         return torch.optim.AdamW([g for g in groups if g["params"]])
 
-    def forward(self, batch:dict[str,Tensor]) -> Output: return self.net(batch.get("image"), batch.get("radiomics"))
+    def forward(self, batch:dict[str,Tensor]) -> Output:
+        "A batch of `dataset.loader` through the network."
+        return self.net(batch.get("image"), batch.get("radiomics"))
 
-    def on_train_epoch_start(self) -> None: self.seen, self.judged = [], []
-    def on_train_batch_start(self, batch:dict[str,Tensor], i:int) -> None: torch.manual_seed(1_000_003*self.config.seed + self.global_step)
+    def on_train_epoch_start(self) -> None:
+        "Forget the epoch before."
+        self.seen, self.judged = [], []
+
+    def on_train_batch_start(self, batch:dict[str,Tensor], i:int) -> None:
+        "Seed dropout by the run's seed and the step."
+        torch.manual_seed(1_000_003*self.config.seed + self.global_step)
 
     def training_step(self, batch:dict[str,Tensor], i:int) -> Tensor:
+        "The loss of a batch; its parts are kept for the history."
         losses = self.loss(self(batch).logits, batch["target"])
         self.seen.append(dict(train_loss=losses.total.item(), **{f"loss_{t}": l.item() for t, l in losses.tasks.items()}))
         return losses.total
 
     def validation_step(self, batch:dict[str,Tensor], i:int) -> None:
+        "Keep the probabilities of a batch; the AUC needs all of them."
         logits = self(batch).logits
         self.judged.append((probabilities(logits).cpu(), batch["target"].cpu(), self.loss(logits, batch["target"]).total.item()))
 
     def on_validation_epoch_end(self) -> None:
+        "Score the epoch and write its row."
         p, target, loss = (list(x) for x in zip(*self.judged))
         judged = selection_score(torch.cat(p).numpy(), torch.cat(target).numpy())
         self.log("valid_score", judged["valid_score"])
         self.rows.append(dict(epoch=self.current_epoch, **pd.DataFrame(self.seen).mean().to_dict(), valid_loss=float(np.mean(loss)), **judged, **balance_row(self.loss)))
 
-    def on_save_checkpoint(self, checkpoint:dict) -> None: checkpoint["rows"] = self.rows
-    def on_load_checkpoint(self, checkpoint:dict) -> None: self.rows = checkpoint["rows"]
+    def on_save_checkpoint(self, checkpoint:dict) -> None:
+        "The history goes with the weights."
+        checkpoint["rows"] = self.rows
+
+    def on_load_checkpoint(self, checkpoint:dict) -> None:
+        "A resumed run goes on with its history."
+        self.rows = checkpoint["rows"]
 
 # %% ../nbs/09_train.ipynb #3eb3c5c5
 def balance_row(
@@ -97,15 +113,19 @@ def balance_row(
     rows = zip(balance.tasks, balance.log_var.tolist(), balance.weights().tolist())
     return {k: v for task, lam, w in rows for k, v in ((f"lambda_{task}", lam), (f"weight_{task}", w))}
 
-# %% ../nbs/09_train.ipynb #3e95ef42
+# %% ../nbs/09_train.ipynb #854bc0e3
 class EpochBar(Callback):
     "One progress bar over epochs, gone where there is no terminal."
     def on_train_start(self, trainer:L.Trainer, learner:Learner) -> None:
+        "Begin at the epoch that is next, also after an interruption."
         self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc="training epochs", disable=None)
     def on_train_epoch_end(self, trainer:L.Trainer, learner:Learner) -> None:
+        "Show the AUC of the epoch."
         self.bar.set_postfix(valid_auc=f"{learner.rows[-1]['valid_auc']:.3f}")
         self.bar.update()
-    def on_train_end(self, trainer:L.Trainer, learner:Learner) -> None: self.bar.close()
+    def on_train_end(self, trainer:L.Trainer, learner:Learner) -> None:
+        "Leave the bar as it is."
+        self.bar.close()
 
 # %% ../nbs/09_train.ipynb #5e742815
 def train_loop(
