@@ -6,8 +6,8 @@
 __all__ = ['parse_settings', 'spelled', 'command', 'run_settings', 'show', 'wanted', 'osteonb_run', 'osteonb_synthesize',
            'osteonb_features', 'osteonb_train', 'osteonb_predict', 'osteonb_evaluate']
 
-# %% ../nbs/16_cli.ipynb #f921d56f
-import sys
+# %% ../nbs/16_cli.ipynb #0430e796
+import sys, warnings
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -121,25 +121,34 @@ def osteonb_synthesize(
     from osteonb import synthetic
     print(f"Cohort: {synthetic.make_cohort(wanted(out), seed, scale, size, jobs)}")
 
-# %% ../nbs/16_cli.ipynb #530cc923
+# %% ../nbs/16_cli.ipynb #76245eaf
 @command
 def osteonb_features(
     data:str,                 # a TCIA release, real or synthetic
     out:str=None,             # the table to write, .parquet or .csv
-    channels:str="grey",      # what is measured, separated by commas
-    masks:str="tile",         # where: tile, tissue; separated by commas
-    bin_width:int=5,          # grey levels in a bin of the histogram
+    engine:str="exact",       # exact (counting) or pyradiomics (the reference, some hundred times slower)
+    channels:str="grey",      # what is measured: grey, hematoxylin, eosin; separated by commas
+    masks:str="tile",         # where: tile, tissue, nuclei; separated by commas
+    classes:str="firstorder,shape2D", # which features: these (the paper's 29), glcm, glrlm, glszm, gldm, ngtdm, objects; separated by commas
+    bin_width:float=5,        # grey levels in a bin, for entropy, uniformity and textures
     tile_size:int=1024,       # side that every tile must have, pixels
     cache:str=None,           # where features are kept; default $OSTEONB_CACHE or ~/.cache/osteonb
     jobs:int=None             # processes; default one a core
 ):
-    "Measure the radiomic features of every tile."
+    "Measure the radiomic features of every tile; goes on where it was interrupted."
     if Path(wanted(out)).suffix not in (".parquet", ".csv"): raise InputError(f"{out}: a table is written as .parquet or .csv")
     from osteonb import experiment, radiomics, tiles
+    what = [tuple(names.split(",")) for names in (channels, masks, classes)]
+    radiomics.groups_of(*what)   # a misspelt name is an error before any tile is read
+    radiomics.check_settings(what[2], bin_width, engine)
     table, excluded = tiles.read_tcia(data, tile_size=tile_size, jobs=jobs)
-    features = radiomics.extract(table, tuple(channels.split(",")), tuple(masks.split(",")), bin_width, cache=cache or experiment.cache_folder(), jobs=jobs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*undefined features")   # said below, with the reasons
+        features = radiomics.extract(table, *what, bin_width, engine, cache or experiment.cache_folder(), jobs)
     write_table(features, out)
     print(f"{len(features)} tiles, {features.shape[1]} features, {len(excluded)} rows excluded: {out}")
+    for (m, k, reason), n in radiomics.undefined(features, table).groupby(["mask", "class", "reason"], sort=False).size().items():
+        print(f"undefined: {k} under the mask of {m}, {n} tiles: {reason}")
 
 # %% ../nbs/16_cli.ipynb #0caf8b4b
 @command

@@ -54,7 +54,7 @@ def keep_data(
         raise InputError(f"{run}: was begun on other tiles; choose another folder or delete it")
     for name, table in tables.items(): write_table(table, run/name)
 
-# %% ../nbs/13_experiment.ipynb #c4e2e305
+# %% ../nbs/13_experiment.ipynb #19893925
 def train_run(
     out:str|Path,            # the run folder: new, empty, or begun with the same settings
     config:Config,
@@ -63,7 +63,7 @@ def train_run(
     jobs:int|None=None       # processes; None for one a core
 ) -> Path:                   # the run folder, with its model
     "From tiles to a trained model: read, split, measure, fit."
-    feature_names(config.channels, config.masks)    # a misspelt name, another run's folder
+    feature_names(config.channels, config.masks, config.classes) # a misspelt name, another run's folder
     check_run(out, config)                          # or weights that cannot be had
     make_backbone(config)                           # are errors before any work
     cache = Path(cache or cache_folder())
@@ -72,7 +72,7 @@ def train_run(
     keep_data(run := open_run(out, config), tables)
     tiles, folds, features = tables["tiles.parquet"], tables["folds.parquet"], None
     if config.modality != "image":
-        features = extract(tiles, config.channels, config.masks, config.bin_width, config.engine, cache, jobs)
+        features = extract(tiles, config.channels, config.masks, config.classes, config.bin_width, config.engine, cache, jobs)
         write_table(features, run/"features.parquet")
     if not (run/"model.safetensors").exists():
         trained, history = fit(config, tiles, folds, features, run, cache)
@@ -94,7 +94,7 @@ def predict_run(
     write_table(predictions, run/"predictions.parquet")
     return predictions
 
-# %% ../nbs/13_experiment.ipynb #9a1d6ca6
+# %% ../nbs/13_experiment.ipynb #dae00bd4
 def predict_data(
     run:str|Path,             # a trained run
     data:str|Path,            # a release, real or synthetic
@@ -108,7 +108,7 @@ def predict_data(
     known = read_table(Path(run)/"tiles.parquet").sha256
     folds = read_table(Path(run)/"folds.parquet")
     folds = folds[known.reindex(folds.index) == tiles.sha256.reindex(folds.index)]   # the same name and the same picture
-    features = None if config.modality == "image" else extract(tiles, config.channels, config.masks, config.bin_width, config.engine, cache, jobs)
+    features = None if config.modality == "image" else extract(tiles, config.channels, config.masks, config.classes, config.bin_width, config.engine, cache, jobs)
     return predict(trained, tiles, features, folds, cache)
 
 # %% ../nbs/13_experiment.ipynb #d3b79f6a

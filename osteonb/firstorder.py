@@ -17,15 +17,15 @@ from torch import Tensor
 
 from .core import InputError
 
-# %% ../nbs/04a_firstorder.ipynb #c0a4a399
+# %% ../nbs/04a_firstorder.ipynb #abab30b3
 def histograms(
     values:Tensor, # (B, C, H, W), uint8: C channels of B tiles
     masks:Tensor   # (B, M, H, W), bool: up to 7 masks, the same for each channel
 ) -> Tensor:       # (B, C, M, 256), int64, on the device of the tiles
     "How many pixels under each mask have each grey level, eq. (1), in one pass over each channel."
     B, C, M = *values.shape[:2], masks.shape[1]
-    member = torch.zeros_like(masks[:, 0], dtype=torch.int16)                           # (B, H, W)
-    for m in range(M): member |= masks[:, m].to(torch.int16) << (m + 8)
+    member = masks[:, 0].to(torch.int16).mul_(256)                                      # (B, H, W)
+    for m in range(1, M): member += masks[:, m].to(torch.int16).mul_(256 << m)
     joint = [torch.bincount((member[b] + values[b, c]).flatten(), minlength=256 << M) for b in range(B) for c in range(C)]
     inside = torch.tensor([[k >> m & 1 for k in range(2**M)] for m in range(M)])        # (M, 2**M): which memberships a mask is part of
     return (inside.double() @ torch.stack(joint).view(B*C, 2**M, 256).double().cpu()).long().view(B, C, M, 256).to(values.device)

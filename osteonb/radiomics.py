@@ -8,7 +8,7 @@ __all__ = ['FEATURES', 'PAPER', 'ENGINES', 'EXACT_VERSION', 'WHY_NOT', 'definiti
            'differences', 'groups_of', 'feature_names', 'one_tile', 'measure', 'settings_of', 'check_tiles', 'extract',
            'undefined']
 
-# %% ../nbs/05_radiomics.ipynb #0247c5fc
+# %% ../nbs/05_radiomics.ipynb #46d60409
 import logging, warnings
 from pathlib import Path
 from typing import Callable
@@ -24,7 +24,7 @@ from .core import InputError, computed_once, unknown
 from .firstorder import FIRSTORDER, firstorder, histograms
 from .nuclei import OBJECTS, objects
 from .shape import SHAPE2D, outlines, shape2d
-from .stain import CHANNEL_RULES, CHANNELS, MASKS, RULES, channel, check_channel, got, mask
+from .stain import CHANNEL_RULES, CHANNELS, MASKS, RULES, check_channel, got, mask, views
 from .texture import TEXTURES, texture
 from .tiles import read_tile
 
@@ -127,7 +127,7 @@ def why_undefined(
 WHY_NOT = dict(firstorder="no pixel between the 10th and the 90th percentile", glcm="no pixel has a neighbour under the mask",
                glrlm="no line holds two pixels of the mask")   # where single features of a class are undefined
 
-# %% ../nbs/05_radiomics.ipynb #e3584b26
+# %% ../nbs/05_radiomics.ipynb #4175c887
 def check_mask(
     where:np.ndarray,   # (H, W), bool, or whole numbers 0 and 1 of which at least one is 1; anything else is an `InputError`
     shape:tuple         # (H, W), of the channel
@@ -135,7 +135,7 @@ def check_mask(
     "Refuse what is not a mask of a channel."
     if not isinstance(where, np.ndarray) or where.dtype.kind not in "biu" or where.shape != shape:
         raise InputError(f"mask: got {got(where)}, wanted bool, or whole numbers 0 and 1, of shape {shape}, as the channel")
-    strange = [v for v in np.unique(where).tolist() if v not in (0, 1)]
+    strange = [] if where.dtype == bool else [v for v in np.unique(where).tolist() if v not in (0, 1)]
     if strange: raise InputError(f"mask: got values {', '.join(map(str, strange[:3]))}{' and more' if len(strange) > 3 else ''}, wanted 0 and 1; for one label of several hand in mask == label")
     if not where.any(): raise InputError("mask: got no pixel that is 1, wanted at least one; is the label absent?")
     return where.astype(bool)
@@ -205,7 +205,7 @@ def feature_names(
     "The columns of the table of features, in their order."
     return [f"{c}_{m}_{k}_{n}" for c, m, k in groups_of(channels, masks, classes) for n in FEATURES[k]]
 
-# %% ../nbs/05_radiomics.ipynb #34d35a9b
+# %% ../nbs/05_radiomics.ipynb #d8455dfd
 def one_tile(
     tile:str,                        # its name, for errors
     path:str|Path,                   # its file
@@ -216,9 +216,8 @@ def one_tile(
     "The features of one tile."
     try:
         rgb = read_tile(path)
-        where = {m: mask(rgb, m) for m in dict.fromkeys(m for _, m, _ in groups)}
+        values, where = views(rgb, [c for c in CHANNELS if any(c == g[0] for g in groups)], [m for m in MASKS if any(m == g[1] for g in groups)])
         usable = {m: w for m, w in where.items() if not why_undefined(w)}
-        values = {c: channel(rgb, c) for c in dict.fromkeys(c for c, _, _ in groups) if c in CHANNELS}
         asked = [g for g in groups if g[1] in usable and g[2] != "objects"]
         found = ENGINES[engine](values, usable, asked, bin_width) if asked else {}
         found |= {(c, m, k): objects(where[m], values[c]) for c, m, k in groups if k == "objects"}

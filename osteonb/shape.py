@@ -25,23 +25,24 @@ INSIDE, ASKEW = CORNERS.sum(1), CORNERS[:, 0] == CORNERS[:, 3]                  
 CORNER_AREA = np.where((INSIDE == 2) & ASKEW, 1/4, np.array([0, 1/8, 1/2, 7/8, 1])[INSIDE])
 CORNER_OUTLINE = np.where((INSIDE == 2) & ASKEW, 2*.5**.5, np.array([0, .5**.5, 1, .5**.5, 0])[INSIDE])
 
-# %% ../nbs/04b_shape.ipynb #9b9aa5fa
+# %% ../nbs/04b_shape.ipynb #d742d0a9
 def corner_counts(
     masks:Tensor # (B, M, H, W), bool
 ) -> Tensor:     # (B, M, 16), int64, on the device of the masks
     "How many corners of each kind a mask has."
     m = pad(masks.to(torch.uint8), (1, 1, 1, 1))
-    kind = m[..., :-1, :-1] + 2*m[..., :-1, 1:] + 4*m[..., 1:, :-1] + 8*m[..., 1:, 1:]
+    side = m[..., :-1] + 2*m[..., 1:]                                                   # a pixel and the one to its right
+    kind = side[..., :-1, :] + 4*side[..., 1:, :]                                       # and the two below
     return torch.stack([torch.bincount(k.flatten(), minlength=16) for k in kind.flatten(0, 1)]).view(*masks.shape[:2], 16)
 
-# %% ../nbs/04b_shape.ipynb #b678cc59
+# %% ../nbs/04b_shape.ipynb #da8b5f35
 def coordinate_sums(
     masks:Tensor # (B, M, H, W), bool
 ) -> Tensor:     # (B, M, 6), float64 of whole numbers: pixels, Σy, Σx, Σyy, Σyx, Σxx
     "What the second moments of a mask need."
-    m = masks.double()
+    m = masks.float() if max(masks.shape[-2:]) <= 4096 else masks.double()
     y, x = (torch.arange(n, dtype=torch.float64, device=masks.device) for n in m.shape[-2:])
-    in_row, in_column, x_in_row = m.sum(-1), m.sum(-2), m @ x                           # (B, M, H), (B, M, W), (B, M, H)
+    in_row, in_column, x_in_row = (s.double() for s in (m.sum(-1), m.sum(-2), m @ x.to(m.dtype))) # (B, M, H), (B, M, W), (B, M, H)
     return torch.stack([in_row.sum(-1), in_row @ y, in_column @ x, in_row @ y**2, x_in_row @ y, in_column @ x**2], dim=-1)
 
 # %% ../nbs/04b_shape.ipynb #2a0af5f5
@@ -63,12 +64,16 @@ def row_ends(
     x = torch.arange(1, W + 1, dtype=torch.int16, device=masks.device)
     return torch.stack([W - (m*x.flip(0)).amax(-1), (m*x).amax(-1) - 1], dim=-1)
 
-# %% ../nbs/04b_shape.ipynb #6b5f050f
+# %% ../nbs/04b_shape.ipynb #049a8f63
 def maximum_diameter(
     ends:np.ndarray # (H, 2), of `row_ends`
 ) -> float:         # pixels
     "The longest distance between two vertices of the outline."
     y = np.flatnonzero(ends[:, 1] >= 0)
+    out = ends[y]*(-1, 1)                                                               # how far each row reaches, to the left and to the right
+    farther = np.concatenate([np.full((1, 2), -np.inf), np.maximum.accumulate(out)[:-1]]) < out
+    farther |= np.concatenate([np.maximum.accumulate(out[::-1])[-2::-1], np.full((1, 2), -np.inf)]) < out
+    y = y[farther.any(1)]
     first, last = ends[y].T.astype(float)
     points = np.concatenate([np.stack(p, 1) for p in ((y, first - .5), (y, last + .5), (y - .5, first), (y - .5, last), (y + .5, first), (y + .5, last))])
     corners = points[ConvexHull(points).vertices]

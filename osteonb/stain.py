@@ -6,7 +6,7 @@
 __all__ = ['FULL', 'DENSITY', 'TABLES', 'STRIP', 'DEPTH', 'BOUNDS', 'SPECK', 'NUCLEAR', 'NUCLEUS', 'CHANNELS', 'MASKS',
            'CHANNEL_RULES', 'RULES', 'got', 'check_rgb', 'check_channel', 'grey', 'unmixed', 'hematoxylin', 'eosin',
            'absorption', 'smooth', 'otsu_within', 'tissue_threshold', 'parts', 'tissue_mask', 'opened',
-           'nuclei_threshold', 'nuclei_mask', 'tile_mask', 'channel', 'mask']
+           'nuclei_threshold', 'nuclei_of', 'nuclei_mask', 'tile_mask', 'channel', 'mask', 'views']
 
 # %% ../nbs/04_stain.ipynb #c5d705d0
 import numpy as np
@@ -173,14 +173,21 @@ def nuclei_threshold(
     "Otsu's threshold between nuclei and the rest, kept within what nuclei can be."
     return otsu_within(smoothed, NUCLEAR)
 
-# %% ../nbs/04_stain.ipynb #f761fae9
+# %% ../nbs/04_stain.ipynb #7189e537
+def nuclei_of(
+    dye:np.ndarray # (H, W), uint8, `hematoxylin`
+) -> np.ndarray:   # (H, W), bool; empty where there is no nucleus
+    "Pixels of nuclei, by their hematoxylin and their size."
+    smoothed = smooth(check_channel(dye))
+    dark = smoothed > nuclei_threshold(smoothed)
+    return parts(opened(dark | parts(~dark, most=SPECK)), *NUCLEUS)
+
+# %% ../nbs/04_stain.ipynb #7846281b
 def nuclei_mask(
     rgb:np.ndarray # (H, W, 3), uint8
 ) -> np.ndarray:   # (H, W), bool; empty where there is no nucleus
-    "Pixels of nuclei, by their hematoxylin and their size."
-    smoothed = smooth(hematoxylin(rgb))
-    dark = smoothed > nuclei_threshold(smoothed)
-    return parts(opened(dark | parts(~dark, most=SPECK)), *NUCLEUS)
+    "Pixels of nuclei."
+    return nuclei_of(hematoxylin(rgb))
 
 # %% ../nbs/04_stain.ipynb #38c865b1
 def tile_mask(
@@ -214,3 +221,15 @@ def mask(
     "One mask of a tile, by name."
     if name not in MASKS: raise unknown("mask", name, MASKS)
     return MASKS[name](rgb)
+
+# %% ../nbs/04_stain.ipynb #6e79cca4
+def views(
+    rgb:np.ndarray,           # (H, W, 3), uint8
+    channels:tuple=("grey",), # of `CHANNELS`
+    masks:tuple=("tile",)     # of `MASKS`
+) -> tuple[dict[str,np.ndarray],dict[str,np.ndarray]]: # channel -> (H, W), uint8; mask -> (H, W), bool
+    "Several channels and masks of one tile."
+    values = {c: channel(rgb, c) for c in channels}
+    known = {"tile": lambda: values["grey"] > 0, "nuclei": lambda: nuclei_of(values["hematoxylin"])}
+    made_from = dict(tile="grey", nuclei="hematoxylin")
+    return values, {m: known[m]() if made_from.get(m) in values else mask(rgb, m) for m in masks}
