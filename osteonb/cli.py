@@ -6,7 +6,7 @@
 __all__ = ['parse_settings', 'spelled', 'command', 'run_settings', 'show', 'wanted', 'osteonb_run', 'osteonb_synthesize',
            'osteonb_features', 'osteonb_train', 'osteonb_predict', 'osteonb_evaluate']
 
-# %% ../nbs/16_cli.ipynb #0430e796
+# %% ../nbs/16_cli.ipynb #ad7598f7
 import sys, warnings
 from dataclasses import fields
 from functools import wraps
@@ -17,7 +17,7 @@ import fastcore
 import pandas as pd
 from fastcore.script import anno_parser
 
-from .core import Config, InputError, configure, read_table, unknown, write_table
+from .core import Config, InputError, cache_folder, configure, read_table, unknown, write_table
 
 # %% ../nbs/16_cli.ipynb #22b4bcd5
 def parse_settings(
@@ -121,7 +121,7 @@ def osteonb_synthesize(
     from osteonb import synthetic
     print(f"Cohort: {synthetic.make_cohort(wanted(out), seed, scale, size, jobs)}")
 
-# %% ../nbs/16_cli.ipynb #76245eaf
+# %% ../nbs/16_cli.ipynb #25ffe120
 @command
 def osteonb_features(
     data:str,                 # a TCIA release, real or synthetic
@@ -137,14 +137,14 @@ def osteonb_features(
 ):
     "Measure the radiomic features of every tile; goes on where it was interrupted."
     if Path(wanted(out)).suffix not in (".parquet", ".csv"): raise InputError(f"{out}: a table is written as .parquet or .csv")
-    from osteonb import experiment, radiomics, tiles
+    from osteonb import radiomics, tiles
     what = [tuple(names.split(",")) for names in (channels, masks, classes)]
     radiomics.groups_of(*what)   # a misspelt name is an error before any tile is read
     radiomics.check_settings(what[2], bin_width, engine)
     table, excluded = tiles.read_tcia(data, tile_size=tile_size, jobs=jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*undefined features")   # said below, with the reasons
-        features = radiomics.extract(table, *what, bin_width, engine, cache or experiment.cache_folder(), jobs)
+        features = radiomics.extract(table, *what, bin_width, engine, cache or cache_folder(), jobs)
     write_table(features, out)
     print(f"{len(features)} tiles, {features.shape[1]} features, {len(excluded)} rows excluded: {out}")
     for (m, k, reason), n in radiomics.undefined(features, table).groupby(["mask", "class", "reason"], sort=False).size().items():

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CLASSES', 'TASKS', 'TITLES', 'PROBABILITIES', 'CHOICES', 'PRESETS', 'RUN_FILES', 'InputError', 'unknown', 'targets',
            'Config', 'check_config', 'configure', 'set_seed', 'whole', 'write_table', 'read_table', 'write_json',
-           'read_json', 'check_run', 'open_run', 'run_config', 'digest', 'keep', 'kept', 'computed_once']
+           'read_json', 'check_run', 'open_run', 'run_config', 'digest', 'cache_folder', 'keep', 'kept',
+           'computed_once']
 
 # %% ../nbs/00_core.ipynb #ec7833da
 import dataclasses, difflib, hashlib, io, json, os, random, uuid, warnings
@@ -207,13 +208,14 @@ def read_json(
     try: return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e: raise InputError(f"{path}: not JSON; make it again ({e})") from e
 
-# %% ../nbs/00_core.ipynb #50994611
+# %% ../nbs/00_core.ipynb #15c572da
 RUN_FILES = {
     "config.json": "every setting",
     "tiles.parquet": "the tiles that entered, and what the source knew of them",
     "excluded.csv": "what did not enter, and why",
     "folds.parquet": "which tile is in training, validation and test",
     "features.parquet": "one radiomic feature a column",
+    "undefined.csv": "features that some tiles lack, and why",
     "standardiser.json": "means and deviations of the training tiles; the features that were constant",
     "model.safetensors": "the weights of the best epoch",
     "history.csv": "losses, λ, weights and validation AUC of every epoch",
@@ -262,6 +264,12 @@ def digest(
 ) -> str:       # 16 hexadecimal digits of its SHA-256
     "Name a set of settings by its content."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+# %% ../nbs/00_core.ipynb #39c2bedb
+def cache_folder() -> Path: # `$OSTEONB_CACHE`, or `osteonb` in the user's cache folder
+    "Where features, embeddings and synthetic cohorts are kept unless a run says otherwise; deleting it costs time and nothing else."
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
+    return Path(os.environ.get("OSTEONB_CACHE") or Path(home)/"osteonb")
 
 # %% ../nbs/00_core.ipynb #1790cee5
 def keep(
