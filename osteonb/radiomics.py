@@ -78,7 +78,7 @@ def pyradiomics_features(
             found[c, m, k] = {n: float(said[f"original_{k}_{n}"]) for n in FEATURES[k]}
     return found
 
-# %% ../nbs/05_radiomics.ipynb #0ed3e58b
+# %% ../nbs/05_radiomics.ipynb #57324357
 def exact_features(
     values:dict[str,np.ndarray],       # channel -> (H, W), uint8
     where:dict[str,np.ndarray],        # mask -> (H, W), bool
@@ -88,10 +88,10 @@ def exact_features(
 ) -> dict[tuple,dict[str,float]]:      # group -> feature -> value
     "Features by counting: each channel under all masks in one pass, each mask once."
     def batch(arrays): return torch.from_numpy(np.stack(list(arrays)))[None]                 # (1, n, H, W)
-    channels, masks, found = list(values), list(where), {}
+    channels, masks, inside, found = list(values), list(where), batch(where.values()), {}
     kinds = {k for _, _, k in groups}
-    if "firstorder" in kinds: counts = histograms(batch(values.values()), batch(where.values()))[0].numpy()
-    if "shape2D" in kinds: outline = dict(zip(masks, outlines(batch(where.values()))[0]))
+    if "firstorder" in kinds: counts = histograms(batch(values.values()), inside)[0].numpy()
+    if "shape2D" in kinds: outline = dict(zip(masks, outlines(inside)[0]))
     for c, m in dict.fromkeys((c, m) for c, m, k in groups if k in TEXTURES):
         asked = tuple(k for k in TEXTURES if (c, m, k) in groups)
         found |= {(c, m, k): v for k, v in texture(values[c], where[m], bin_width, asked).items()}
@@ -127,7 +127,7 @@ def why_undefined(
 WHY_NOT = dict(firstorder="no pixel between the 10th and the 90th percentile", glcm="no pixel has a neighbour under the mask",
                glrlm="no line holds two pixels of the mask")   # where single features of a class are undefined
 
-# %% ../nbs/05_radiomics.ipynb #4175c887
+# %% ../nbs/05_radiomics.ipynb #717e5bad
 def check_mask(
     where:np.ndarray,   # (H, W), bool, or whole numbers 0 and 1 of which at least one is 1; anything else is an `InputError`
     shape:tuple         # (H, W), of the channel
@@ -138,7 +138,7 @@ def check_mask(
     strange = [] if where.dtype == bool else [v for v in np.unique(where).tolist() if v not in (0, 1)]
     if strange: raise InputError(f"mask: got values {', '.join(map(str, strange[:3]))}{' and more' if len(strange) > 3 else ''}, wanted 0 and 1; for one label of several hand in mask == label")
     if not where.any(): raise InputError("mask: got no pixel that is 1, wanted at least one; is the label absent?")
-    return where.astype(bool)
+    return where.astype(bool, copy=False)
 
 # %% ../nbs/05_radiomics.ipynb #44c09424
 def check_settings(
@@ -266,12 +266,12 @@ def check_tiles(
     if not len(tiles): raise InputError("table of tiles: holds no tile")
     if not tiles.index.is_unique: raise InputError(f"table of tiles: {tiles.index[tiles.index.duplicated()][0]!r} stands twice")
 
-# %% ../nbs/05_radiomics.ipynb #36181c9b
+# %% ../nbs/05_radiomics.ipynb #d7e30a07
 def extract(
     tiles:pd.DataFrame,        # indexed by tile, with `path` and `sha256`
-    channels:tuple=("grey",),  # of `stain.CHANNELS`
-    masks:tuple=("tile",),     # of `stain.MASKS`
-    classes:tuple=PAPER,       # of `FEATURES`
+    channels:tuple=("grey",),  # of `stain.CHANNELS`; the paper's
+    masks:tuple=("tile",),     # of `stain.MASKS`; the paper's
+    classes:tuple=PAPER,       # of `FEATURES`; the paper's
     bin_width:float=5,         # grey levels in a bin, above 0; 5 is the paper's
     engine:str="exact",        # of `ENGINES`
     cache:str|Path|None=None,  # folder for values that later runs may use; None keeps nothing
