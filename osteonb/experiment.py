@@ -7,7 +7,8 @@ __all__ = ['FEW', 'CSS', 'read_data', 'keep_data', 'train_run', 'predict_run', '
            'html_table', 'section', 'data_section', 'results_section', 'model_section', 'features_section', 'report',
            'run']
 
-# %% ../nbs/13_experiment.ipynb #cd63fec8
+# %% ../nbs/13_experiment.ipynb #5fe4b1a7
+import warnings
 from html import escape
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def keep_data(
         raise InputError(f"{run}: was begun on other tiles; choose another folder or delete it")
     for name, table in tables.items(): write_table(table, run/name)
 
-# %% ../nbs/13_experiment.ipynb #4b26b7b4
+# %% ../nbs/13_experiment.ipynb #fb526d2d
 def train_run(
     out:str|Path,            # the run folder: new, empty, or begun with the same settings
     config:Config,
@@ -65,7 +66,9 @@ def train_run(
     keep_data(run := open_run(out, config), tables)
     tiles, folds, features = tables["tiles.parquet"], tables["folds.parquet"], None
     if config.modality != "image":
-        features = extract(tiles, config.channels, config.masks, config.classes, config.bin_width, config.engine, cache, jobs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*undefined features")   # undefined.csv and the report say which, and why
+            features = extract(tiles, config.channels, config.masks, config.classes, config.bin_width, config.engine, cache, jobs)
         write_table(features, run/"features.parquet")
         write_table(undefined(features, tiles), run/"undefined.csv")
     if not (run/"model.safetensors").exists():

@@ -8,13 +8,14 @@ __all__ = ['FIELD', 'COARSE', 'STAIN', 'NORMAL', 'ODDS', 'VIABILITY', 'TEST_PATI
            'living', 'ghosts', 'tumor', 'lymphocytes', 'tissue', 'seeded', 'patient_stains', 'draw_tile', 'spread',
            'plan', 'release_table', 'begin_cohort', 'draw_file', 'draw_files', 'make_cohort']
 
-# %% ../nbs/02_synthetic.ipynb #1f5b3d21
+# %% ../nbs/02_synthetic.ipynb #653d156f
 import json
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 from tqdm import tqdm
@@ -408,7 +409,7 @@ def draw_file(
     picture = Image.fromarray(draw_tile(name, label, seed, size))
     with whole(path) as part: picture.save(part, format="JPEG", quality=75, subsampling="4:2:0")
 
-# %% ../nbs/02_synthetic.ipynb #aeb9bfcc
+# %% ../nbs/02_synthetic.ipynb #9b10a63c
 def draw_files(
     root:Path,          # the cohort's folder
     rows:pd.DataFrame,  # as `plan` makes it; those whose file exists are left alone
@@ -422,6 +423,7 @@ def draw_files(
     calls = (joblib.delayed(draw_file)(root/file, name, label, seed, size) for name, label, file in missing)
     done = joblib.Parallel(jobs, return_as="generator")(calls)
     for _ in tqdm(done, "drawing tiles", len(missing), disable=None if missing else True): pass
+    if jobs != 1: get_reusable_executor().shutdown()   # idle processes keep their memory, and joblib takes one that loads torch later for one that leaks
 
 # %% ../nbs/02_synthetic.ipynb #75327b9a
 def make_cohort(
