@@ -46,15 +46,16 @@ def spelled(
         return "--" + flag[2:].replace(old, new) + equals + value
     return [mend(w) if w.startswith("--") else w for w in words]
 
-# %% ../nbs/16_cli.ipynb #8facf7d7
+# %% ../nbs/16_cli.ipynb #5f2fbc8c
 def command(
     job:Callable # prints its result; each parameter with its type, its default and a comment
 ) -> Callable:   # called without arguments it reads `sys.argv`; with arguments it is the job itself
-    "Make a function a command: status 0 on success, one line on stderr and status 1 for what the user can mend."
+    "Make a function a command: status 0 on success, one line on stderr and status 1 for what the user can mend, one line for a warning."
     @wraps(job)
     def run(*args, **kwargs):
         if args or kwargs: return job(*args, **kwargs)
         read = vars(anno_parser(job).parse_args(spelled(sys.argv[1:], fastcore.__version__)))
+        warnings.showwarning = lambda message, *_, **__: print(f"{job.__name__}: {message}", file=sys.stderr)
         try: job(**{k: v for k, v in read.items() if k not in ("pdb", "xtra")})     # those two are fastcore's own
         except (InputError, OSError) as e:
             print(f"{job.__name__}: {e}", file=sys.stderr)
