@@ -297,25 +297,25 @@ def kept(
     rows = pd.concat(parts) if parts else pd.DataFrame()
     return rows[~rows.index.duplicated()]
 
-# %% ../nbs/00_core.ipynb #1a9bd88f
+# %% ../nbs/00_core.ipynb #effe940e
 def computed_once(
     cache:str|Path,     # folder shared by runs
-    settings:dict[str,dict], # for each group of values, all that they depend on besides the tile, a version among it
+    settings:dict,      # group of values -> all that they depend on besides the tile, a version among it
     tiles:pd.DataFrame, # indexed by tile, with the file's digest in `sha256`
     compute:Callable,   # table of tiles, names of groups -> group -> table of values with the tiles' index
     block:int=200       # tiles after which values are kept
-) -> dict[str,pd.DataFrame]: # group -> values for every tile, in the order of `tiles`
+) -> dict[Any,pd.DataFrame]: # group -> values for every tile, in the order of `tiles`
     "Read what was computed before, compute the rest, and keep it for the next run."
     folders = {group: Path(cache)/digest(s) for group, s in settings.items()}
     for group, folder in folders.items():
         if not (folder/"settings.json").exists(): write_json(settings[group], folder/"settings.json")
     known = {group: [kept(folder)] for group, folder in folders.items()}
     different = tiles.drop_duplicates("sha256")
-    lacks = pd.DataFrame({group: ~different.sha256.isin(rows.index) for group, [rows] in known.items()})
-    missing = different[lacks.any(axis=1)]
+    lacks = {group: ~different.sha256.isin(rows.index) for group, [rows] in known.items()}
+    missing = different[np.any(list(lacks.values()), axis=0)]
     for i in range(0, len(missing), block):
         some = missing.iloc[i:i+block]
-        for group, values in compute(some, [g for g in settings if lacks.loc[some.index, g].any()]).items():
+        for group, values in compute(some, [g for g in settings if lacks[g][some.index].any()]).items():
             known[group].append(values.set_axis(pd.Index(some.sha256, name="sha256")))
             keep(folders[group], known[group][-1])
     rows = {group: pd.concat(tables) for group, tables in known.items()}

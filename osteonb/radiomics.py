@@ -57,32 +57,31 @@ def extractor(
     pyradiomics.enableFeaturesByName(**{k: list(FEATURES[k]) for k in classes})
     return pyradiomics
 
-# %% ../nbs/05_radiomics.ipynb #bf3a8e5c
+# %% ../nbs/05_radiomics.ipynb #e447d6a6
 def pyradiomics_features(
     values:dict[str,np.ndarray],       # channel -> (H, W), uint8
     where:dict[str,np.ndarray],        # mask -> (H, W), bool
-    groups:list[tuple[str,str,str]],   # (channel, mask, class), as of `groups_of`
+    groups:list[tuple[str,str,str]],   # (channel, mask, class), as of `groups_of`, without objects
     bin_width:float=5,                 # grey levels in a bin, above 0
     shift:float=0                      # voxelArrayShift
 ) -> dict[tuple,dict[str,float]]:      # group -> feature -> value
-    "Features by PyRadiomics; those of nuclei, which it does not know, as in the other engine."
+    "Features by PyRadiomics, all classes of a channel under a mask in one call."
     import SimpleITK as sitk
     found = {}
-    for c, m, k in groups:
-        if k == "objects": found[c, m, k] = objects(where[m], values[c])
-        else:
-            image = sitk.GetImageFromArray(values.get(c, where[m])[None].astype(np.int32))   # a shape needs no channel
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)                              # means over no direction: the value is NaN
-                said = extractor((k,), bin_width, shift).execute(image, sitk.GetImageFromArray(where[m][None].astype(np.uint8)))
-            found[c, m, k] = {n: float(said[f"original_{k}_{n}"]) for n in FEATURES[k]}
+    for c, m in dict.fromkeys((c, m) for c, m, _ in groups):
+        asked = tuple(k for k in FEATURES if (c, m, k) in groups)
+        image = sitk.GetImageFromArray(values.get(c, where[m])[None].astype(np.int32))       # a shape needs no channel
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)                                  # means over no direction: the value is NaN
+            said = extractor(asked, bin_width, shift).execute(image, sitk.GetImageFromArray(where[m][None].astype(np.uint8)))
+        found |= {(c, m, k): {n: float(said[f"original_{k}_{n}"]) for n in FEATURES[k]} for k in asked}
     return found
 
-# %% ../nbs/05_radiomics.ipynb #57324357
+# %% ../nbs/05_radiomics.ipynb #73612db0
 def exact_features(
     values:dict[str,np.ndarray],       # channel -> (H, W), uint8
     where:dict[str,np.ndarray],        # mask -> (H, W), bool
-    groups:list[tuple[str,str,str]],   # (channel, mask, class), as of `groups_of`
+    groups:list[tuple[str,str,str]],   # (channel, mask, class), as of `groups_of`, without objects
     bin_width:float=5,                 # grey levels in a bin, above 0
     shift:float=0                      # voxelArrayShift
 ) -> dict[tuple,dict[str,float]]:      # group -> feature -> value
@@ -98,7 +97,6 @@ def exact_features(
     for c, m, k in groups:
         if k == "firstorder": found[c, m, k] = firstorder(counts[channels.index(c), masks.index(m)], bin_width, shift)
         elif k == "shape2D": found[c, m, k] = shape2d(outline[m])
-        elif k == "objects": found[c, m, k] = objects(where[m], values[c])
     return found
 
 # %% ../nbs/05_radiomics.ipynb #0cfc856b
@@ -154,7 +152,7 @@ def check_settings(
         raise InputError(f"bin_width: got {bin_width!r}, wanted a number above 0")
     if engine not in ENGINES: raise unknown("engine", engine, ENGINES)
 
-# %% ../nbs/05_radiomics.ipynb #b9f5ad16
+# %% ../nbs/05_radiomics.ipynb #a098c6bd
 def compute(
     values:np.ndarray,    # (H, W), uint8, one channel
     where:np.ndarray,     # (H, W), bool, or whole numbers 0 and 1
@@ -167,8 +165,9 @@ def compute(
     check_settings(classes, bin_width, engine)
     where = check_mask(where, check_channel(values).shape)
     if reason := why_undefined(where): raise InputError(f"mask: {reason}, so it has no features in two dimensions")
-    found = ENGINES[engine](dict(values=values), dict(where=where), [("values", "where", k) for k in classes], bin_width, shift)
-    return {f"{k}_{n}": v for (_, _, k), features in found.items() for n, v in features.items()}
+    found = ENGINES[engine](dict(values=values), dict(where=where), [("values", "where", k) for k in classes if k != "objects"], bin_width, shift)
+    if "objects" in classes: found["values", "where", "objects"] = objects(where, values)
+    return {f"{k}_{n}": v for k in classes for n, v in found["values", "where", k].items()}
 
 # %% ../nbs/05_radiomics.ipynb #f65b0482
 def differences(
@@ -269,7 +268,7 @@ def check_tiles(
     if not len(tiles): raise InputError("table of tiles: holds no tile")
     if not tiles.index.is_unique: raise InputError(f"table of tiles: {tiles.index[tiles.index.duplicated()][0]!r} stands twice")
 
-# %% ../nbs/05_radiomics.ipynb #e1d7c562
+# %% ../nbs/05_radiomics.ipynb #c37405c1
 def extract(
     tiles:pd.DataFrame,        # indexed by tile, with `path` and `sha256`
     channels:tuple=("grey",),  # of `stain.CHANNELS`; the paper's
@@ -285,13 +284,9 @@ def extract(
     check_settings(classes, bin_width, engine)
     check_tiles(tiles)
     with tqdm(total=len(tiles), desc="radiomic features", unit="tile", disable=None) as bar:
-        def fresh(some, groups=groups): return measure(some, groups, bin_width, engine, jobs, bar.update)
-        if cache is None: parts = fresh(tiles)
-        else:
-            named = {"_".join(g): g for g in groups}
-            kept = computed_once(cache, {n: settings_of(g, bin_width, engine) for n, g in named.items()}, tiles,
-                                 lambda some, lacking: {"_".join(g): v for g, v in fresh(some, [named[n] for n in lacking]).items()}, BLOCK[engine])
-            parts = {named[n]: table for n, table in kept.items()}
+        def fresh(some, lacking): return measure(some, lacking, bin_width, engine, jobs, bar.update)
+        settings = {g: settings_of(g, bin_width, engine) for g in groups}
+        parts = fresh(tiles, groups) if cache is None else computed_once(cache, settings, tiles, fresh, BLOCK[engine])
         bar.update(len(tiles) - bar.n)   # those that were kept
     features = pd.concat([parts[g] for g in groups], axis=1)
     lacking = features.isna().any(axis=1)

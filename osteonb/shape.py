@@ -35,12 +35,12 @@ def corner_counts(
     kind = side[..., :-1, :] + 4*side[..., 1:, :]                                       # and the two below
     return torch.stack([torch.bincount(k.flatten(), minlength=16) for k in kind.flatten(0, 1)]).view(*masks.shape[:2], 16)
 
-# %% ../nbs/04b_shape.ipynb #d451d6b6
+# %% ../nbs/04b_shape.ipynb #f9eb75c2
 def coordinate_sums(
     masks:Tensor # (B, M, H, W), bool
 ) -> Tensor:     # (B, M, 6), float64 of whole numbers: pixels, Σy, Σx, Σyy, Σyx, Σxx
     "What the second moments of a mask need."
-    m = masks.view(torch.uint8).to(torch.float32 if max(masks.shape[-2:]) <= 4096 else torch.float64)   # by way of uint8: from bool takes ten times as long
+    m = masks.view(torch.uint8).to(torch.float32 if max(masks.shape[-2:]) <= 4096 else torch.float64)   # by way of uint8: torch is slow from bool
     y, x = (torch.arange(n, dtype=torch.float64, device=masks.device) for n in m.shape[-2:])
     in_row, in_column, x_in_row = (s.double() for s in (m.sum(-1), m.sum(-2), m @ x.to(m.dtype))) # (B, M, H), (B, M, W), (B, M, H)
     return torch.stack([in_row.sum(-1), in_row @ y, in_column @ x, in_row @ y**2, x_in_row @ y, in_column @ x**2], dim=-1)

@@ -76,7 +76,7 @@ def cooccurrences(
     pairs = [np.bincount(rows[:-step] + s.cells[step:], minlength=n*n).reshape(n, n)[keep] for step in s.steps]
     return np.stack([p + p.T for p in pairs], axis=-1)
 
-# %% ../nbs/04c_texture.ipynb #1398e612
+# %% ../nbs/04c_texture.ipynb #0e8f6420
 @dataclass(frozen=True)
 class Cooccurrence:
     "Shares of pairs, direction by direction, and what several features need of them."
@@ -85,21 +85,37 @@ class Cooccurrence:
     n_levels:int      # the largest of them
 
     @property
-    def i(self) -> np.ndarray: return self.levels[:, None, None]    # (G, 1, 1), level of the row
+    def i(self) -> np.ndarray:
+        "(G, 1, 1), level of the row."
+        return self.levels[:, None, None]
     @property
-    def j(self) -> np.ndarray: return self.levels[None, :, None]    # (1, G, 1), level of the column
+    def j(self) -> np.ndarray:
+        "(1, G, 1), level of the column."
+        return self.levels[None, :, None]
     @cached_property
-    def px(self) -> np.ndarray: return self.p.sum(1, keepdims=True) # (G, 1, A), share of pairs whose one pixel has level i
+    def px(self) -> np.ndarray:
+        "(G, 1, A), share of pairs whose one pixel has level i."
+        return self.p.sum(1, keepdims=True)
     @cached_property
-    def py(self) -> np.ndarray: return self.p.sum(0, keepdims=True) # (1, G, A), the same of the other, since pairs count both ways
+    def py(self) -> np.ndarray:
+        "(1, G, A), the same of the other, since pairs count both ways."
+        return self.p.sum(0, keepdims=True)
     @cached_property
-    def mean(self) -> np.ndarray: return self.over(self.i)          # (A,), mean level
+    def mean(self) -> np.ndarray:
+        "(A,), mean level."
+        return self.over(self.i)
     @cached_property
-    def entropy(self) -> np.ndarray: return -self.over(np.log2(self.p + EPS)) # (A,), HXY
+    def entropy(self) -> np.ndarray:
+        "(A,), $H_{xy}$, the entropy of the pairs, bits."
+        return -self.over(np.log2(self.p + EPS))
     @cached_property
-    def difference(self) -> np.ndarray: return self.spread(abs(self.i - self.j)[..., 0]) # (K, A), share of pairs that differ by k levels
+    def difference(self) -> np.ndarray:
+        "(K, A), share of pairs that differ by k levels."
+        return self.spread(abs(self.i - self.j)[..., 0])
     @cached_property
-    def total(self) -> np.ndarray: return self.spread((self.i + self.j)[..., 0])         # (K, A), share of pairs whose levels add up to k
+    def total(self) -> np.ndarray:
+        "(K, A), share of pairs whose levels add up to k."
+        return self.spread((self.i + self.j)[..., 0])
 
     def over(self, f:np.ndarray) -> np.ndarray: # (A,)
         "The mean of f(i, j) over pairs, in each direction."
@@ -241,7 +257,7 @@ def glcm(s:Strip) -> dict[str,float]:
     if not g.p.size: return {name: 1. if name == "MCC" and len(g.levels) < 2 else np.nan for name in GLCM}
     with np.errstate(invalid="ignore"): return {name: mean_of(feature(g)) for name, feature in GLCM.items()}   # the root of a rounding error below 0
 
-# %% ../nbs/04c_texture.ipynb #04610178
+# %% ../nbs/04c_texture.ipynb #b7e615e3
 @dataclass(frozen=True)
 class Sizes:
     "A size matrix as a list of its entries that are not zero."
@@ -251,11 +267,17 @@ class Sizes:
     pixels:int   # under the mask
 
     @cached_property
-    def total(self) -> float: return self.n.sum()                     # N, things of any level and size
+    def total(self) -> float:
+        "N, things of any level and size."
+        return self.n.sum()
     @cached_property
-    def by_level(self) -> np.ndarray: return np.bincount(self.i.astype(int), weights=self.n)            # how many of each level
+    def by_level(self) -> np.ndarray:
+        "How many of each level."
+        return np.bincount(self.i.astype(int), weights=self.n)
     @cached_property
-    def by_size(self) -> np.ndarray: return np.bincount(np.unique(self.j, return_inverse=True)[1], weights=self.n) # of each size that occurs
+    def by_size(self) -> np.ndarray:
+        "How many of each size that occurs."
+        return np.bincount(np.unique(self.j, return_inverse=True)[1], weights=self.n)
 
     def mean(self, f:np.ndarray) -> float:
         "The mean of f over things."
@@ -447,7 +469,7 @@ def gldm(s:Strip) -> dict[str,float]:
     found = dependences(s)
     return {name: feature(found) for name, feature in GLDM.items()}
 
-# %% ../nbs/04c_texture.ipynb #0a8a59d0
+# %% ../nbs/04c_texture.ipynb #3c1c6ea6
 @dataclass(frozen=True)
 class Differences:
     "Levels, and how much their pixels differ from their neighbours."
@@ -456,9 +478,13 @@ class Differences:
     s:np.ndarray # (G,), sum of their differences from the mean of their neighbours
 
     @property
-    def p(self) -> np.ndarray: return self.n/self.n.sum() # (G,), share of pixels
+    def p(self) -> np.ndarray:
+        "(G,), share of pixels."
+        return self.n/self.n.sum()
     @property
-    def apart(self) -> np.ndarray: return self.i[:, None] - self.i # (G, G)
+    def apart(self) -> np.ndarray:
+        "(G, G), how far apart two levels are."
+        return self.i[:, None] - self.i
 
 # %% ../nbs/04c_texture.ipynb #6f277fcd
 def neighbourhood(
