@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEP', 'NAME', 'ENDINGS', 'MARKER', 'ANGLES', 'TEXTURES', 'MEASURES', 'SOURCE_FEATURES', 'COLUMNS', 'LABELS',
            'real_data', 'parse_name', 'open_tile', 'read_tile', 'check_file', 'listing', 'read_release_table',
-           'check_rows', 'find_table', 'find_files', 'check_files', 'read_tcia']
+           'check_rows', 'find_table', 'find_files', 'check_files', 'match_files', 'row_digests', 'read_tcia']
 
 # %% ../nbs/01_tiles.ipynb #080a8276
 import hashlib, io, os, re
@@ -167,30 +167,52 @@ def check_files(
     checks = joblib.Parallel(n_jobs=jobs or -1, prefer="threads", return_as="generator")(joblib.delayed(check_file)(p, tile_size) for p in files)
     return pd.DataFrame(list(tqdm(checks, "checking tiles", len(files), disable=None)), index=files.index, columns=["sha256", "reason"], dtype=str)
 
+# %% ../nbs/01_tiles.ipynb #fae7478f
+def match_files(
+    root:Path,            # the folder that the release was unpacked in
+    table:pd.DataFrame,   # of `read_release_table`
+    tile_size:int,        # side that every tile must have, pixels
+    jobs:int|None         # threads that decode; None for one a core
+) -> tuple[pd.DataFrame,pd.Series]: # for each row `path, file, sha256, reason`, the last empty where the picture is good; and the files without a row
+    "Find and decode the picture of each row."
+    files = find_files(root)
+    both = table.index.intersection(files.index, sort=False)
+    if not len(both): raise InputError(f"{root}: none of the table's {len(table)} rows has a tile below it; put the Training-Set folders there")
+    names, checked = files.map(lambda p: p.relative_to(root).as_posix()), check_files(files[both], tile_size, jobs)
+    reason = pd.Series("no file", table.index).mask(table.index.isin(both), checked.reason.reindex(table.index))
+    paths = files[both].map(lambda p: str(p.resolve()))
+    return pd.DataFrame(dict(path=paths.reindex(table.index), file=names.reindex(table.index), sha256=checked.sha256.reindex(table.index), reason=reason)), names.drop(both)
+
+# %% ../nbs/01_tiles.ipynb #86cb1b4d
+def row_digests(
+    table:pd.DataFrame  # of `read_release_table`
+) -> pd.Series:         # SHA-256 of each row's features, same index
+    "Name each row of the release's table by its content."
+    values = table.filter(like="tcia_").to_numpy(np.float64)
+    return pd.Series([hashlib.sha256(row.tobytes()).hexdigest() for row in values], table.index, dtype=str)
+
 # %% ../nbs/01_tiles.ipynb #33eae502
 def read_tcia(
     root:str|Path,            # the folder that the release was unpacked in
     mixed:str="non-viable",   # what mixed tiles count as: `non-viable`, `viable`, or `drop`
     tile_size:int=1024,       # side that every tile must have, pixels
-    jobs:int|None=None        # threads that decode; None for one a core
+    jobs:int|None=None,       # threads that decode; None for one a core
+    images:bool=True          # False takes every row of the table and looks at no picture: for the release's own features
 ) -> tuple[pd.DataFrame,pd.DataFrame]: # tiles (`path, patient, slide, x, y, label, cohort, sha256, tcia_…`) and exclusions (`label, reason, file`), both indexed by tile
     "Read a TCIA release into a checked table, beside a table of what was left out and why."
     if mixed not in CHOICES["mixed"]: raise unknown("policy for mixed tiles", mixed, CHOICES["mixed"])
     root = Path(root)
-    table, files = read_release_table(find_table(root)), find_files(root)
-    both = table.index.intersection(files.index, sort=False)
-    if not len(both): raise InputError(f"{root}: none of the table's {len(table)} rows has a tile below it; put the Training-Set folders there")
-    names = files.map(lambda p: p.relative_to(root).as_posix())
-    checked = check_files(files[both], tile_size, jobs)
-    reason = pd.Series("no file", table.index).mask(table.index.isin(both), checked.reason.reindex(table.index))
+    table = read_release_table(find_table(root))
+    if images: found, strangers = match_files(root, table, tile_size, jobs)
+    else: found, strangers = pd.DataFrame(dict(path="", file=None, sha256=row_digests(table), reason="")), pd.Series(dtype=object)
+    reason = found.reason
     if mixed == "drop": reason = reason.mask((table.label == "mixed") & (reason == ""), "mixed label")
-    excluded = table[["label"]].assign(reason=reason, file=names.reindex(table.index))[reason != ""]
-    strangers = names.drop(both)
+    excluded = table[["label"]].assign(reason=reason, file=found.file)[reason != ""]
     excluded = pd.concat([excluded, pd.DataFrame(dict(label=None, reason="no row in the table", file=strangers))])
     tiles = table[reason == ""].copy()
     if not len(tiles): raise InputError(f"{root}: no tile can be used: {listing(excluded.reason.value_counts().index)}")
     tiles["label"] = tiles.label.replace("mixed", mixed.replace("-", "_"))
-    tiles.insert(0, "path", [str(files[t].resolve()) for t in tiles.index])
+    tiles.insert(0, "path", found.path[tiles.index])
     tiles.insert(6, "cohort", "synthetic" if (root/MARKER).exists() else "TCIA")
-    tiles.insert(7, "sha256", checked.sha256[tiles.index])
+    tiles.insert(7, "sha256", found.sha256[tiles.index])
     return tiles, excluded.rename_axis("tile")
