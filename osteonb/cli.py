@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['parse_settings', 'spelled', 'command', 'run_settings', 'show', 'wanted', 'osteonb_run', 'osteonb_synthesize',
-           'osteonb_features', 'osteonb_train', 'osteonb_predict', 'osteonb_evaluate']
+           'osteonb_features', 'osteonb_train', 'osteonb_predict', 'osteonb_evaluate', 'osteonb_audit',
+           'osteonb_experiment']
 
 # %% ../nbs/16_cli.ipynb #ad7598f7
 import sys, warnings
@@ -166,7 +167,8 @@ def osteonb_train(
     config = run_settings(data, preset, test_patient, set)
     from osteonb import experiment
     run = experiment.train_run(wanted(out), config, data, cache, jobs)
-    print(f"{read_table(run/'history.csv').valid_auc.max():.3f} best validation AUC\nModel: {run/'model.safetensors'}")
+    if config.model != "network": print(f"The baseline {config.model!r} is fitted when it predicts: osteonb_predict {run}")
+    else: print(f"{read_table(run/'history.csv').valid_auc.max():.3f} best validation AUC\nModel: {run/'model.safetensors'}")
 
 # %% ../nbs/16_cli.ipynb #5c618f03
 @command
@@ -194,3 +196,45 @@ def osteonb_evaluate(
     from osteonb import evaluate, experiment
     show(evaluate.summary(experiment.evaluate_run(run))[["value", "n"]])
     print(f"\nReport: {Path(run)/'report.html'}")
+
+# %% ../nbs/16_cli.ipynb #4abae87e
+@command
+def osteonb_audit(
+    data:str,                 # a TCIA release, real or synthetic
+    out:str=None,             # the page to write, .html; without it the findings are printed alone
+    split:str="patient",      # how tiles are divided: patient (leave one patient out) or tile (random tiles)
+    mixed:str="non-viable",   # what mixed tiles count as: non-viable, viable or drop
+    tile_size:int=1024,       # side that every tile must have, pixels
+    images:int=1,             # 0 looks at the table alone, every row of it
+    seed:int=0,               # of the folds
+    jobs:int=None             # threads that decode; default one a core
+):
+    "Look for every way in which one part may know another; status 1 where one does."
+    if out and Path(out).suffix != ".html": raise InputError(f"{out}: the audit is written as .html")
+    from osteonb import gridreport, split as rooms, tiles
+    ways = dict(patient=rooms.leave_one_patient_out, tile=rooms.random_tiles)
+    if split not in ways: raise unknown("split", split, ways)
+    table, excluded = tiles.read_tcia(data, mixed, tile_size, jobs, bool(images))
+    found = rooms.audit(table, ways[split](table, seed=seed), seed=seed)
+    print(f"{len(table)} tiles, {len(excluded)} rows excluded\n\n{rooms.class_counts(table).to_string()}\n")
+    for row in found.findings.itertuples(): print(f"{row.verdict:9}{row.check}: {row.text}")
+    if out: print(f"\nReport: {gridreport.audit_report(found._asdict(), out, tiles=table)}")
+    if found.leaks: raise SystemExit(1)
+
+# %% ../nbs/16_cli.ipynb #94e082a4
+@command
+def osteonb_experiment(
+    config:str,               # the grid, .toml
+    out:str=None,             # the grid's folder: new, empty, or begun on the same tiles
+    data:str=None,            # a TCIA release; without it the synthetic cohort is drawn
+    cache:str=None,           # where features and embeddings are kept; default $OSTEONB_CACHE or ~/.cache/osteonb
+    jobs:int=None             # processes; default one a core
+):
+    "Variants × splits × folds × seeds: their tables and one report."
+    from osteonb import experiment
+    page = experiment.run_grid(wanted(out), config, data, cache, jobs)
+    metrics, claims = read_table(page.parent/"metrics.csv"), read_table(page.parent/"claims.csv")
+    shown = metrics[metrics.metric.isin(["f1_macro", "roc_auc"])].assign(metric=lambda t: t.scope.map(dict(classes="macro F1", tumor="AUC tumor", viability="AUC viability")))
+    show(shown.pivot_table(index=["split", "variant"], columns="metric", values="value", sort=False, dropna=False).dropna(how="all"))
+    for row in claims.itertuples(): print(f"{row.claim} ({row.metric}): {row.verdict}" if isinstance(row.metric, str) else f"{row.claim}: {row.verdict}")
+    print(f"\nReport: {page}")

@@ -41,7 +41,7 @@ def pooled(
     tables, n, rows, seen = by_scope(predictions), predictions.fold.nunique(), [], {}
     for scope, table in tables.items():
         key = tuple(sorted(table.fold.unique()))
-        source = table if len(table) else predictions
+        source = table if len(table) else predictions[predictions.fold == predictions.fold.iloc[0]]   # it has no answer, and says why
         mark = (answered(source), key)
         if mark not in seen: seen[mark] = intervals(source, draws, seed)
         rows.append(seen[mark][seen[mark].scope == scope].assign(folds=f"{len(key)} of {n}"))
