@@ -1,5 +1,6 @@
 """Hands setuptools what settings.ini, the one truth about the project, says."""
 # There is no pyproject.toml: nbdev 2.4.14 reads settings.ini, and pip builds from this file with the newest setuptools.
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -24,10 +25,14 @@ def extras(
     return {k.removesuffix(ending): v.split() for k, v in settings.items() if k.endswith(ending)}
 
 
-def readme() -> str:
-    "The README, or nothing where it is yet to be made."
+def readme(
+    settings: dict[str, str]  # `git_url`, `branch`
+) -> str:
+    "The README for a package index, where its links into the repository lead there; nothing where it is yet to be made."
     path = HERE/"README.md"
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    def mend(m): return f"{m[1]}{settings['git_url']}/{'raw' if m[1].startswith('!') else 'blob'}/{settings['branch']}/{m[2]})"
+    return re.sub(r"(!?\[[^\]]*\]\()(?!https?:|#)([^)]+)\)", mend, text)
 
 
 s = read_settings()
@@ -35,7 +40,7 @@ package = s["lib_path"]
 
 setup(
     name=s["lib_name"], version=s["version"], description=s["description"], keywords=s["keywords"].split(),
-    long_description=readme(), long_description_content_type="text/markdown",
+    long_description=readme(s), long_description_content_type="text/markdown",
     author=s["author"], author_email=s["author_email"], url=s["git_url"], project_urls={"Documentation": s["doc_host"] + s["doc_baseurl"]},
     license_expression=s["license"], license_files=["LICENSE"],
     classifiers=[f"Development Status :: {STATUS[s['status']]}", f"Intended Audience :: {s['audience']}", f"Natural Language :: {s['language']}",

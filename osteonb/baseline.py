@@ -16,10 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
-from .core import CHOICES, CLASSES, PROBABILITIES, TASKS, Config, InputError, unknown
+from .core import CHOICES, CLASSES, HEADS, PROBABILITIES, TASKS, Config, InputError, unknown
 from .dataset import fit_standardiser
 from .loss import patient_weights
-from .model import HEADS
 
 # %% ../nbs/10a_baseline.ipynb #765ee3b7
 TREES, PLATT = 300, 5   # trees in a forest; folds of Platt's sigmoid at most

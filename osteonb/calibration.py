@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import log_loss
 
 from .core import CLASSES, PROBABILITIES, TASKS, InputError, unknown
-from .evaluate import SCOPES, absent, binary, check_predictions, decided, missing_head, task_scores
+from .evaluate import SCOPES, binary, check_predictions, decided, missing_head, task_scores, validation_tiles
 
 # %% ../nbs/11b_calibration.ipynb #c4d7bab3
 def claims(
@@ -132,17 +132,12 @@ def fit_temperatures(
 ) -> pd.DataFrame:           # `fold, task, temperature, n, reason`; a reason stands where T is `NaN`, or at its upper bound
     "A temperature for each fold and task, by the log loss of that fold's validation tiles."
     check_predictions(predictions)
-    rows, folds = [], predictions.fold.unique()
-    for fold in folds:
-        mine = predictions[(predictions.fold == fold) & (predictions.part == "valid")]
-        where = f" of fold {fold}" if len(folds) > 1 else ""
+    rows = []
+    for fold in predictions.fold.unique():
         for task in TASKS:
-            asked = binary(mine, task) if len(mine) else None
-            reason, T = missing_head(predictions, task) or ("" if len(mine) else f"no tile in the validation part{where}"), np.nan
-            for yes in (True, False):
-                if not reason and not (asked.target == yes).any(): reason = absent(task, yes, "validation") + where
-            if not reason: T, reason = best_temperature(log_odds(asked.score), asked.target)
-            rows.append(dict(fold=fold, task=task, temperature=T, n=0 if asked is None else len(asked), reason=reason))
+            asked, reason = validation_tiles(predictions, fold, task)
+            T, reason = (np.nan, reason) if reason else best_temperature(log_odds(asked.score), asked.target)
+            rows.append(dict(fold=fold, task=task, temperature=T, n=len(asked), reason=reason))
     return pd.DataFrame(rows)
 
 # %% ../nbs/11b_calibration.ipynb #9ce8a5c3

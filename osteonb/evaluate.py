@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'PARTS', 'ANSWERS', 'SCOPES', 'KINDS', 'BINARY_METRICS', 'CLASS_METRICS', 'HEADLINES', 'refuse', 'answered',
            'check_predictions', 'task_scores', 'sides', 'missing_head', 'decided', 'binary', 'confusion', 'Metric',
-           'share', 'absent', 'plain_metrics', 'roc_points', 'operating_point', 'thresholds', 'fixed_metrics',
-           'class_metrics', 'evaluate', 'per_patient', 'as_json', 'summary']
+           'share', 'absent', 'plain_metrics', 'roc_points', 'operating_point', 'validation_tiles', 'thresholds',
+           'fixed_metrics', 'class_metrics', 'evaluate', 'per_patient', 'as_json', 'summary']
 
 # %% ../nbs/11_evaluate.ipynb #059a5401
 from typing import NamedTuple
@@ -54,10 +54,13 @@ def check_predictions(
     "Refuse a table that cannot be evaluated; `InputError` says what is wrong with which tiles."
     lacking = [c for c in COLUMNS if c not in predictions]
     if lacking: raise InputError(f"predictions: no column {', '.join(map(repr, lacking))}; wanted {', '.join(COLUMNS)}")
+    twice = [c for c in COLUMNS if isinstance(predictions[c], pd.DataFrame)]
+    if twice: raise InputError(f"predictions: the column {twice[0]!r} stands twice; keep one of them")
     if not (predictions.part == "test").any(): raise InputError("predictions: no row of part 'test'; there is nothing to evaluate")
     refuse(predictions, ~predictions.part.isin(PARTS), f"a part that is none of {', '.join(PARTS)}")
     refuse(predictions, ~predictions.label.isin(CLASSES), f"a label that is none of {', '.join(CLASSES)}")
-    text = [c for c in PROBABILITIES if not pd.api.types.is_numeric_dtype(predictions[c])]
+    for c in ("fold", "patient"): refuse(predictions, [not pd.api.types.is_scalar(v) or pd.isna(v) for v in predictions[c]], f"no name under {c!r}")
+    text = [c for c in PROBABILITIES if not pd.api.types.is_numeric_dtype(predictions[c]) or pd.api.types.is_complex_dtype(predictions[c])]
     if text: raise InputError(f"predictions: column {text[0]!r} holds {predictions[text[0]].dtype}; wanted numbers")
     p = predictions[list(PROBABILITIES)].astype(float)
     refuse(predictions, ((p < 0) | (p > 1)).any(axis=1), "a probability outside [0, 1]")
@@ -160,8 +163,7 @@ def absent(
 ) -> str:      # "no viable tile in the test part"
     "Say that a part has no tile of one side."
     name = sides(scope)[int(yes)]
-    what = f"tile other than {scope}" if name.startswith("not ") else f"{name} tile"
-    return f"no {what} in the {part} part"
+    return f"no {f'tile other than {scope}' if name.startswith('not ') else f'{name} tile'} in the {part} part"
 
 # %% ../nbs/11_evaluate.ipynb #26d0d639
 def plain_metrics(
@@ -206,25 +208,35 @@ def operating_point(
     promised, gained = KINDS[kind]
     return points[points[promised] >= .9].sort_values([gained, promised, "threshold"]).iloc[-1]
 
+# %% ../nbs/11_evaluate.ipynb #e5876440
+def validation_tiles(
+    predictions:pd.DataFrame,    # indexed by tile
+    fold:str,
+    scope:str                    # a task or a class
+) -> tuple[pd.DataFrame,str]:    # the fold's validation tiles as `binary` makes them; why they can fix nothing, "" where they can
+    "What a fold's validation part says about a question."
+    mine = lambda table: table[(table.fold == fold) & (table.part == "valid")]
+    asked = mine(binary(predictions, scope))
+    where = f" of fold {fold}" if predictions.fold.nunique() > 1 else ""
+    if reason := missing_head(predictions, scope): return asked, reason
+    if not len(mine(predictions)): return asked, f"no tile in the validation part{where}"
+    lacking = [absent(scope, yes, "validation") + where for yes in (True, False) if not (asked.target == yes).any()]
+    return asked, lacking[0] if lacking else ""
+
 # %% ../nbs/11_evaluate.ipynb #f1ecc01a
 def thresholds(
     predictions:pd.DataFrame # indexed by tile
 ) -> pd.DataFrame:           # `fold, scope, kind, threshold`, with `sensitivity`, `specificity` and `n` of validation, and `reason`
     "The thresholds that the validation part fixes."
     check_predictions(predictions)
-    rows, folds = [], predictions.fold.unique()
-    for fold in folds:
-        mine = predictions[(predictions.fold == fold) & (predictions.part == "valid")]
-        where = f" of fold {fold}" if len(folds) > 1 else ""
+    rows = []
+    for fold in predictions.fold.unique():
         for scope in SCOPES[1:]:
-            asked = binary(mine, scope) if len(mine) else None
-            reason = missing_head(predictions, scope) or ("" if len(mine) else f"no tile in the validation part{where}")
-            for yes in (True, False):
-                if not reason and not (asked.target == yes).any(): reason = absent(scope, yes, "validation") + where
+            asked, reason = validation_tiles(predictions, fold, scope)
             points = None if reason else roc_points(asked.target, asked.score)
             for kind in KINDS:
                 point = dict.fromkeys(("threshold", "sensitivity", "specificity"), np.nan) if reason else operating_point(points, kind)
-                rows.append(dict(fold=fold, scope=scope, kind=kind, **point, n=0 if asked is None else len(asked), reason=reason))
+                rows.append(dict(fold=fold, scope=scope, kind=kind, **point, n=len(asked), reason=reason))
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_evaluate.ipynb #7d13338e
@@ -300,7 +312,7 @@ def per_patient(
     "The metrics of each test patient, for the classes and the two tasks."
     check_predictions(predictions)
     test, parts = predictions[predictions.part == "test"], []
-    for patient in sorted(test.patient.unique()) if test.patient.nunique() > 1 else []:
+    for patient in sorted(test.patient.unique(), key=str) if test.patient.nunique() > 1 else []:
         mine = test[test.patient == patient]
         table = evaluate(pd.concat([predictions[(predictions.part == "valid") & predictions.fold.isin(mine.fold)], mine]))
         table = table[table.scope.isin(SCOPES[:3])].assign(reason=lambda t: t.reason.str.replace("the test part", f"the test part of {patient}"))

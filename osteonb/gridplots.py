@@ -12,12 +12,13 @@ __all__ = ['PALETTE', 'DASHES', 'INTERVALS', 'LOWER', 'SPLITS', 'CURVES', 'varia
 # %% ../nbs/12a_gridplots.ipynb #55c6e66d
 import textwrap
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -33,7 +34,7 @@ PALETTE = ("#332288", "#CC6677", "#999933", "#882255", "#88CCEE", "#AA4499")
 DASHES = ("-", "--", "-.", ":")
 
 def variant_colours(
-    names          # of all variants of a grid, in its order; repeated names count once
+    names:Iterable # of all variants of a grid, in its order; repeated names count once
 ) -> dict[str,str]: # name -> colour, to be handed to each figure of that grid
     "The colour that a variant keeps through all figures."
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
@@ -82,7 +83,7 @@ def blank(
 
 # %% ../nbs/12a_gridplots.ipynb #a1a5ecfe
 def first(
-    names,              # of variants, in order; repeated names count once
+    names:Iterable,     # of variants, in order; repeated names count once
     most:int,           # for how many there is room
     note:str=""         # to be stamped at the foot
 ) -> tuple[list, str]:  # the names to draw; the note, which says if some are not drawn
@@ -117,10 +118,10 @@ def row_panels(
 INTERVALS = dict(patient=dict(lw=1.2), slide=dict(lw=4.5, alpha=.55))   # what was drawn again -> how its interval looks
 
 def draw_intervals(
-    ax,                  # the panel
-    y,                   # (n,) row of each point
+    ax:plt.Axes,         # the panel
+    y:np.ndarray,        # (n,) row of each point
     table:pd.DataFrame,  # (n rows) `value`; `slide_low, slide_high` and `patient_low, patient_high`, or one of the pairs
-    colours,             # (n,) of point and intervals, or one for all
+    colours:list|str,    # (n,) of point and intervals, or one for all
     **marker             # for the points, such as `facecolors`
 ) -> None:
     "Points with a thick interval over slides and a thin one over patients; what is `NaN` is not drawn, and a missing value is said to be undefined."
@@ -136,7 +137,7 @@ def draw_intervals(
 
 # %% ../nbs/12a_gridplots.ipynb #ccb248be
 def write_right(
-    ax,            # the panel
+    ax:plt.Axes,   # the panel
     head:str,      # what is written
     column:dict    # row -> text
 ) -> None:
@@ -262,7 +263,7 @@ def plot_reliability(
     "Share of positive tiles against the score, bin by bin."
     check_table(bins, "bins", ("variant", "scope", "score", "share", "share_low", "share_high", "n"))
     bins, largest = bins.dropna(subset=["score", "share"]), max(1, bins.n.max())
-    def draw(ax, rows, look):
+    def draw(ax:Axes, rows:pd.DataFrame, look:dict) -> None:
         rows = rows.sort_values("score")
         ax.plot(rows.score, rows.share, lw=1.5, zorder=3, **look)
         ax.scatter(rows.score, rows.share, s=6 + 70*rows.n/largest, color=look["color"], marker=(8, 0, 22.5), linewidths=0, zorder=4)
@@ -285,7 +286,7 @@ def plot_decision_curves(
     check_table(curves, "curves", ("variant", "scope", "threshold", "net_benefit", "treat_all", "treat_none"), ("variant", "scope", "threshold"))
     curves = curves.dropna(subset=["net_benefit"])
     greys = dict(treat_all=dict(color="#999999", ls="-"), treat_none=dict(color="#555555", ls="-"))
-    def draw(ax, rows, look):
+    def draw(ax:Axes, rows:pd.DataFrame, look:dict) -> None:
         rows = rows.sort_values("threshold")
         if not ax.lines:
             for name, grey in greys.items(): ax.plot(rows.threshold, rows[name], lw=1.3, zorder=1, **grey)
@@ -302,8 +303,8 @@ def plot_decision_curves(
 
 # %% ../nbs/12a_gridplots.ipynb #e67f540a
 def needed(
-    x,               # (n,) of a line, in order, at least one
-    y,               # (n,)
+    x:np.ndarray,      # (n,) of a line, in order, at least one
+    y:np.ndarray,      # (n,)
     size:tuple=(1, 1), # width and height of the panel, in units of `x` and `y`
     off:float=.002   # how far a point may lie from the drawn line, share of the panel
 ) -> np.ndarray:     # (n,) booleans, True at both ends
@@ -330,7 +331,7 @@ def plot_rocs(
     "Sensitivity against false positives, a curve for each variant."
     check_table(points, "points", ("variant", "scope", "specificity", "sensitivity", "auc"))
     points = points.dropna(subset=["specificity", "sensitivity"])
-    def draw(ax, rows, look):
+    def draw(ax:Axes, rows:pd.DataFrame, look:dict) -> None:
         rows = rows.sort_values(["specificity", "sensitivity"], ascending=[False, True])
         rows = rows[needed(rows.specificity, rows.sensitivity)]
         ax.plot(1 - rows.specificity, rows.sensitivity, lw=1.6, label=f"{rows.auc.iloc[0]:.3f}", **look)
@@ -344,7 +345,7 @@ def plot_rocs(
 
 # %% ../nbs/12a_gridplots.ipynb #9155ef99
 def draw_cells(
-    ax,                 # the panel
+    ax:plt.Axes,        # the panel
     cells:pd.DataFrame, # a row for each epoch, a column for each fold and seed, `NaN` where it has stopped
     colour:str          # of all lines
 ) -> None:
@@ -363,7 +364,7 @@ CURVES = dict(loss=("loss", "no loss was kept"), weight=("weight", "no weights i
               **{"lambda": ("λ", "no λ in this variant")})
 
 def draw_row(
-    ax,                   # the panel
+    ax:plt.Axes,          # the panel
     history:pd.DataFrame, # of one variant
     row:str,              # `lambda`, `weight` or `loss`
     clamp:tuple|None      # limits of a weight

@@ -14,6 +14,7 @@ __all__ = ['NEEDED', 'EFFECT', 'TABLES', 'AUDIT', 'WORDS', 'METRICS', 'HEADS', '
 # %% ../nbs/12c_gridreport.ipynb #6786e53a
 from html import escape
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pandas as pd
@@ -216,7 +217,7 @@ def audit_details(
     there = {name: tables[name] for name in DETAILS if len(tables.get(name, ()))}
     rest = [DETAILS[name].lower() for name in DETAILS if name not in there]
     words = {name: TITLES[name].lower() for name in (*CLASSES, *TASKS)}
-    def shown(t):
+    def shown(t:pd.DataFrame) -> pd.DataFrame:
         t = counts_of(t if t.index.name else t.set_index(t.columns[0]))
         t = t.assign(**{c: [words.get(v, v) for v in t[c]] for c in ("part", "task", "label", "label_a", "label_b") if c in t})
         return t.rename(index=words, columns=lambda c: words.get(c, c.replace("_", " ")))
@@ -248,13 +249,13 @@ def results_table(
     "What changed in each variant, and what it is worth."
     rows = metrics.set_index(["scope", "metric"])
     columns = {metric_name(*m): rows.loc[[m]].set_index("variant") for m in HEADS if m in rows.index}
-    table = pd.DataFrame(index=variants.index)
+    table = variants[["changed"]].copy()
     for i, (name, mine) in enumerate(columns.items()):
         mine = mine.reindex(table.index)
         table[name] = mine.value.astype(float)
         if not i: table[f"{100*level:.0f} % over slides"], table[f"{100*level:.0f} % over patients"] = span(mine, "slide"), span(mine, "patient")
     if "folds" in metrics: table["folds"] = metrics.drop_duplicates("variant").set_index("variant").folds.reindex(table.index).fillna("none").astype(str)
-    return table.assign(changed=variants.changed)
+    return table
 
 # %% ../nbs/12c_gridreport.ipynb #dec43192
 def reference_first(
@@ -399,7 +400,7 @@ def curves_section(
     "ROC, reliability with its numbers, decision curves."
     mine = {name: tables[name][tables[name].split == "patient"] for name in ("roc", "reliability", "decision", "calibration", "temperatures")}
     if not any(map(len, mine.values())): return section("Curves", "No curve was computed on held-out patients.")
-    def figure(name, draw, alt, text):
+    def figure(name:str, draw:Callable, alt:str, text:str) -> str:
         if not len(mine[name]): return f"<p>No {alt.split(' of ')[0].lower()} in this grid.</p>"
         return f"<p>{text}</p>{as_html(draw(reference_first(mine[name], reference), note, colours=colours), alt)}"
     error = calibration_table(mine["calibration"])

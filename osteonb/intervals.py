@@ -307,7 +307,7 @@ def bootstrap_p(
 
 # %% ../nbs/11a_intervals.ipynb #5415f65d
 def holm(
-    p             # of several tests; `NaN` where there was none
+    p:np.ndarray|list # of several tests; `NaN` where there was none
 ) -> np.ndarray:  # adjusted, same order, from `p` to 1, `NaN` where `p` is
     "Adjust for the number of tests, after Holm."
     p = np.asarray(p, dtype=float)

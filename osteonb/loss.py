@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import CLASSES, CHOICES, Config, InputError, unknown
-from .model import HEADS
+from .core import CLASSES, CHOICES, HEADS, Config, InputError, unknown
 
 # %% ../nbs/08_loss.ipynb #1262a89f
 def class_probs(

@@ -22,7 +22,7 @@ def each(
     part, n = label(where, connectivity=1, return_num=True)
     y, x = np.nonzero(part)
     which = part[y, x] - 1
-    def mean(values): return np.bincount(which, values, n) / area
+    def mean(values:np.ndarray) -> np.ndarray: return np.bincount(which, values, n) / area
     area = np.bincount(which, minlength=n)
     y, x = y - mean(y)[which], x - mean(x)[which]
     yy, xx, xy = mean(y*y), mean(x*x), mean(x*y)

@@ -20,15 +20,15 @@ from .core import InputError, unknown, whole
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2430;--soft:#5b6472;--line:#d9dee5;--paper:#fff;--tint:#f4f6f8;--warn:#fff6e0;--edge:#e69f00}
 @media(prefers-color-scheme:dark){:root{--ink:#e7eaee;--soft:#a4adba;--line:#38404c;--paper:#15191f;--tint:#1d232b;--warn:#33290f}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:66rem;padding:2rem 1.25rem 4rem;font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+*{box-sizing:border-box}body{margin:0 auto;max-width:72rem;padding:2rem 1.25rem 4rem;font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 h1{font-size:1.9rem;line-height:1.2;margin:.2rem 0}h2{margin:2.8rem 0 .4rem;padding-top:1rem;border-top:1px solid var(--line);font-size:1.3rem}
 p{max-width:46rem}.soft{color:var(--soft)}.caveats{background:var(--warn);border-left:4px solid var(--edge);padding:.6rem 1rem;margin:1.2rem 0;border-radius:0 6px 6px 0}
 .caveats p{margin:.35rem 0;max-width:none}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;margin:1.4rem 0}
 .tile{background:var(--tint);border-radius:8px;padding:.8rem 1rem}.tile b{display:block;font-size:1.7rem;line-height:1.2;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.86rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:.6rem 0}th,td{text-align:right;padding:.28rem .8rem;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:.6rem 0}th,td{text-align:right;padding:.28rem .55rem;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}
 th{font-weight:600;text-align:right}tbody th,td.text,th:first-child{text-align:left}thead th{color:var(--soft);border-bottom:2px solid var(--line)}
 figure{margin:1rem 0;background:#fff;border-radius:8px;padding:.4rem;display:inline-block;max-width:100%}details{margin:.8rem 0}summary{cursor:pointer;color:var(--soft)}
-.scroll{max-width:100%}td,tbody th{white-space:nowrap}td.long,tbody th.long{white-space:normal;min-width:12rem;max-width:34rem}details .scroll{max-height:36rem;overflow:auto}
+.scroll{max-width:100%}td,tbody th{white-space:nowrap}td.long,tbody th.long{white-space:normal;min-width:11rem;max-width:34rem}details .scroll{max-height:36rem;overflow:auto}
 thead th.text{text-align:left}h3{margin:1.6rem 0 .3rem;font-size:1.05rem}nav{margin:1.2rem 0;font-size:.92rem}nav a{color:inherit;margin-right:1rem;white-space:nowrap}
 .good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}.open{color:var(--open);font-weight:600}
 :root{--good:#00694d;--bad:#a63d00;--open:#8a5a00}@media(prefers-color-scheme:dark){:root{--good:#4cc9a0;--bad:#ff9a5c;--open:#f0c05a}}
@@ -41,7 +41,7 @@ LONG = 28   # letters, from which a cell may break its line
 NUMBER = re.compile(r"–|[<+−-]?[\d.]+( to [+−-]?[\d.]+)?")   # text that stands at the right, as numbers do
 
 def html_cell(
-    value,               # a number or words; `NaN` and `<NA>` are a dash
+    value:object,        # a number or words; `NaN` and `<NA>` are a dash
     tones:dict|None=None # words -> one of `TONES`
 ) -> str:
     "One cell of a table."

@@ -50,7 +50,7 @@ def panels(
 
 # %% ../nbs/12_plots.ipynb #a5308a88
 def say(
-    ax,           # the panel
+    ax:plt.Axes,  # the panel
     text:str,     # what to say instead of a curve
     x:float=.5,   # middle of the text, share of the panel
     y:float=.5    # and its height
@@ -92,7 +92,7 @@ def column(
 
 # %% ../nbs/12_plots.ipynb #ec02f239
 def draw_lines(
-    ax,                   # the panel
+    ax:plt.Axes,          # the panel
     history:pd.DataFrame, # with `epoch`
     lines:dict,           # column -> label, colour and line style
     what:str              # said where none of them is there; may be empty
@@ -106,7 +106,7 @@ def draw_lines(
 
 # %% ../nbs/12_plots.ipynb #12d9ec3c
 def draw_balance(
-    ax,                   # the panel
+    ax:plt.Axes,          # the panel
     history:pd.DataFrame, # with `epoch`
     clamp:tuple|None      # limits of a learned weight
 ) -> None:
@@ -180,7 +180,7 @@ def plot_confusion(
 
 # %% ../nbs/12_plots.ipynb #f80bd2d4
 def draw_roc(
-    ax,                       # the panel
+    ax:plt.Axes,              # the panel
     predictions:pd.DataFrame, # indexed by tile
     metrics:pd.DataFrame,     # as `evaluate` makes it
     scopes:tuple              # tasks or classes
@@ -223,7 +223,7 @@ def plot_roc(
 
 # %% ../nbs/12_plots.ipynb #8946d90b
 def draw_box(
-    ax,               # the panel
+    ax:plt.Axes,      # the panel
     x:int,            # where on its horizontal axis
     values:pd.Series, # one for each tile; where there are none nothing is drawn
     colour:str        # of box and dots

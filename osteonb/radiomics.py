@@ -11,12 +11,13 @@ __all__ = ['FEATURES', 'PAPER', 'ENGINES', 'EXACT_VERSION', 'WHY_NOT', 'BLOCK', 
 # %% ../nbs/05_radiomics.ipynb #46d60409
 import logging, warnings
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 import joblib
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from . import nuclei
@@ -86,7 +87,7 @@ def exact_features(
     shift:float=0                      # voxelArrayShift
 ) -> dict[tuple,dict[str,float]]:      # group -> feature -> value
     "Features by counting: each channel under all masks in one pass, each mask once."
-    def batch(arrays): return torch.from_numpy(np.stack(list(arrays)))[None]                 # (1, n, H, W)
+    def batch(arrays:Iterable) -> Tensor: return torch.from_numpy(np.stack(list(arrays)))[None]                 # (1, n, H, W)
     channels, masks, inside, found = list(values), list(where), batch(where.values()), {}
     kinds = {k for _, _, k in groups}
     if "firstorder" in kinds: counts = histograms(batch(values.values()), inside)[0].numpy()
@@ -176,7 +177,7 @@ def differences(
 ) -> dict[str,float]:          # feature -> relative difference; inf where only one is defined
     "How far two engines are apart, feature by feature."
     scale = {"glcm_ClusterShade": max(1, reference.get("glcm_ClusterProminence", 1))**.75}
-    def one(a, b, scale):
+    def one(a:float, b:float, scale:float) -> float:
         if np.isnan(a) or np.isnan(b): return 0. if np.isnan(a) and np.isnan(b) else np.inf
         return abs(a - b)/max(abs(b), 1e-6*scale)
     return {name: one(ours[name], value, scale.get(name, 1)) for name, value in reference.items()}
@@ -284,7 +285,7 @@ def extract(
     check_settings(classes, bin_width, engine)
     check_tiles(tiles)
     with tqdm(total=len(tiles), desc="radiomic features", unit="tile", disable=None) as bar:
-        def fresh(some, lacking): return measure(some, lacking, bin_width, engine, jobs, bar.update)
+        def fresh(some:pd.DataFrame, lacking:list) -> dict: return measure(some, lacking, bin_width, engine, jobs, bar.update)
         settings = {g: settings_of(g, bin_width, engine) for g in groups}
         parts = fresh(tiles, groups) if cache is None else computed_once(cache, settings, tiles, fresh, BLOCK[engine])
         bar.update(len(tiles) - bar.n)   # those that were kept

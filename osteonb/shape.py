@@ -96,7 +96,7 @@ def outlines(
 ) -> list[list[Outline|None]]: # B lists of M; None for an empty mask
     "Count what lies on the masks' device, then describe each."
     kinds, sums, ends = (f(masks).cpu().numpy() for f in (corner_counts, coordinate_sums, row_ends))
-    def one(k, s, e): return Outline(int(s[0]), float(k @ CORNER_AREA), float(k @ CORNER_OUTLINE), maximum_diameter(e), *principal_variances(s)) if s[0] else None
+    def one(k:np.ndarray, s:np.ndarray, e:np.ndarray) -> Outline|None: return Outline(int(s[0]), float(k @ CORNER_AREA), float(k @ CORNER_OUTLINE), maximum_diameter(e), *principal_variances(s)) if s[0] else None
     return [[one(*of_mask) for of_mask in zip(*of_tile)] for of_tile in zip(kinds, sums, ends)]
 
 # %% ../nbs/04b_shape.ipynb #eabdd670

@@ -14,7 +14,8 @@ __all__ = ['PARTS', 'SIDE', 'WHITE', 'BLANK', 'FLAT', 'LOW', 'CELLS', 'PASS', 'T
 
 # %% ../nbs/03_split.ipynb #0c3f07b9
 import itertools, warnings
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import joblib
 import numpy as np
@@ -265,7 +266,7 @@ def across(
     "Where the two tiles of each pair stand in different parts."
     parts = {}
     for tile, fold, part in zip(folds.index, folds.fold, folds.part): parts.setdefault(tile, {}).setdefault(fold, []).append(part)
-    def words(a, b):
+    def words(a:str, b:str) -> str:
         found = {}
         for fold in parts.get(a, {}):
             for p, q in itertools.product(parts[a][fold], parts.get(b, {}).get(fold, [])): found.setdefault(between(p, q), []).append(fold)
@@ -292,7 +293,7 @@ def overlaps(
 SIDE = 256 # to which a picture is reduced, pixels
 
 def reduced(
-    file             # a path, or a file open for reading bytes
+    file:str|Path|BinaryIO # a path, or a file open for reading bytes
 ) -> np.ndarray:     # (SIDE, SIDE, 3), uint8
     "A picture at a small fixed size; `InputError` where it cannot be read."
     try:
@@ -363,7 +364,7 @@ def alike(
     "The pairs of pictures that show the same, shifted, turned, mirrored, paler or compressed again."
     all_waves, n = waves(cells), len(cells)
     sizes = abs(all_waves)
-    def later(i): # what comes after tile i and is like it
+    def later(i:int) -> list[tuple[int, int, float]]: # what comes after tile i and is like it
         turned, best = waves(turns(cells[i])), np.zeros(n - i - 1)
         bound = np.tensordot(abs(turned)*TWICE, sizes[i+1:], ([1, 2], [1, 2]))   # (8, n-i-1): no correlation is larger
         way, other = np.nonzero(bound >= 1 - near)
@@ -388,7 +389,7 @@ def look(
     jobs:int|None=None   # threads; None for one a core
 ) -> tuple[pd.DataFrame,np.ndarray]: # `deviation, entropy, white` of the tiles with a picture, and their (n, CELLS, CELLS) greys
     "Decode every picture once."
-    def one(path): return measures(rgb := reduced(path)), grey_cells(rgb)
+    def one(path:str) -> tuple: return measures(rgb := reduced(path)), grey_cells(rgb)
     there = tiles[with_picture(tiles)]
     seen = joblib.Parallel(n_jobs=jobs or -1, prefer="threads")(joblib.delayed(one)(p) for p in there.get("path", []))
     table = pd.DataFrame([m for m, _ in seen], index=there.index, columns=["deviation", "entropy", "white"], dtype=float)
@@ -527,11 +528,14 @@ def apart(
 # %% ../nbs/03_split.ipynb #c1c31c53
 def overlap_finding(
     pairs:pd.DataFrame, # of `overlaps`, with `across`
-    footprint:int       # slide pixels
+    footprint:int,      # slide pixels
+    unplaced:int,       # tiles of which nobody said where they lie
+    n:int               # tiles
 ) -> dict:
-    "Tiles that cover the same tissue."
+    "Tiles that cover the same tissue; *not done* where no tile has a place."
+    if unplaced == n: return finding("overlapping tiles", "not done", 0, "no tile has coordinates on its slide")
     text = f"{counted(len(pairs), 'pair')} of tiles of one slide {'overlaps' if len(pairs) < 2 else 'overlap'} at a footprint of {footprint} slide pixels"
-    return finding("overlapping tiles", "leak" if (pairs.across != "").any() else "fine", len(pairs), f"{text}; {apart(pairs)}" if len(pairs) else text)
+    return finding("overlapping tiles", "leak" if (pairs.across != "").any() else "fine", len(pairs), text + (f"; {apart(pairs)}" if len(pairs) else "") + (f"; {counted(unplaced, 'tile')} without coordinates not looked at" if unplaced else ""))
 
 # %% ../nbs/03_split.ipynb #16d7da8b
 def unlooked(
@@ -595,9 +599,9 @@ def class_findings(
 
 # %% ../nbs/03_split.ipynb #0009e244
 def closed(
-    value,     # an accuracy, or several
-    floor      # what needs no knowledge
-):             # share of the way from the floor to 1; 0 where the floor is 1
+    value:float|np.ndarray, # an accuracy, or several
+    floor:float|np.ndarray  # what needs no knowledge
+) -> float|np.ndarray: # share of the way from the floor to 1; 0 where the floor is 1
     "How much of the gap to perfection is closed."
     value, floor = np.asarray(value, dtype=float), np.asarray(floor, dtype=float)   # a missing value stays missing
     return np.divide(value - floor, 1 - floor, out=np.zeros(np.broadcast(value, floor).shape), where=floor < 1)
@@ -632,7 +636,9 @@ class Audit(NamedTuple):
     entanglement:pd.DataFrame # how well the patient alone answers
     recognised:pd.DataFrame   # how well the features tell the patient
     @property
-    def leaks(self) -> bool: return bool((self.findings.verdict == "leak").any())
+    def leaks(self) -> bool:
+        "Whether a part knows another."
+        return bool((self.findings.verdict == "leak").any())
     def __repr__(self) -> str: return self.findings.to_string(index=False)
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None): return self.findings.to_html(index=False)
@@ -680,5 +686,5 @@ def audit(
     counts, untaught, both = part_counts(tiles, folds), untrainable(tiles, folds), shared(tiles, folds)
     tangled, told, seen, n = entanglement(tiles, folds), recognised(tiles, features, seed), len(measured), len(tiles)
     pictures = [copy_finding(copies, "exact", seen, n), copy_finding(copies, "near", seen, n), blank_finding(empty, seen, n)]
-    rows = split_findings(tiles, folds, both) + [overlap_finding(overlapping, footprint)] + pictures + class_findings(counts, untaught) + patient_findings(tangled, told)
+    rows = split_findings(tiles, folds, both) + [overlap_finding(overlapping, footprint, tiles[["x", "y"]].isna().any(axis=1).sum(), n)] + pictures + class_findings(counts, untaught) + patient_findings(tangled, told)
     return Audit(pd.DataFrame(rows), class_counts(tiles), counts, untaught, both, overlapping, copies, empty, tangled, told)

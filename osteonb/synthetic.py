@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 from tqdm import tqdm
 
-from .core import InputError, digest, unknown, whole
+from .core import InputError, digest, occupied, unknown, whole
 from .tiles import COLUMNS, LABELS, MARKER, parse_name
 
 # %% ../nbs/02_synthetic.ipynb #e768b45c
@@ -91,14 +91,14 @@ def scatter(
 def outlines(
     rng:np.random.Generator, # where the numbers come from
     centres:np.ndarray,      # (k, 2), units
-    radius,                  # one, or one each: of the circle of equal area, units
-    stretch=1.,              # one, or one each: long axis over short
-    angle=0.,                # one, or one each: of the long axis, radians
+    radius:float|np.ndarray, # one, or one each: of the circle of equal area, units
+    stretch:float|np.ndarray=1., # one, or one each: long axis over short
+    angle:float|np.ndarray=0., # one, or one each: of the long axis, radians
     rough:float=.1           # height of the waves, as a share of the radius
 ) -> np.ndarray:             # (k, 18, 2), corners in units
     "Wavy ellipses."
     n, turn = len(centres), np.linspace(0, 2*np.pi, 18, endpoint=False)
-    def each(v): return np.broadcast_to(v, n)[:, None]
+    def each(v:float|np.ndarray) -> np.ndarray: return np.broadcast_to(v, n)[:, None]
     waves = sum(np.sin(k*turn + rng.uniform(0, 2*np.pi, (n, 1))) for k in (2, 3))
     r, s = each(radius) * (1 + .7*rough*waves), each(stretch)**.5
     x, y = r * s * np.cos(turn), r / s * np.sin(turn)
@@ -108,7 +108,7 @@ def outlines(
 # %% ../nbs/02_synthetic.ipynb #ef1c001e
 def paint(
     shapes:np.ndarray, # (k, corners, 2), units
-    values,            # one, or one each, in [0, 1]
+    values:float|np.ndarray, # one, or one each, in [0, 1]
     size:int,          # side in pixels
     ground:float=0.,   # value where no shape is
     blur:float=1.      # Gaussian, units
@@ -387,11 +387,10 @@ def begin_cohort(
 ) -> None:
     "Mark a folder as synthetic, or find that mark with the same settings; `InputError` where other things lie there."
     marker, line = root/MARKER, json.dumps(settings)
+    if occupied(root) and not marker.exists(): raise InputError(f"{root}: holds something that is no synthetic cohort; choose an empty or a new folder")
     if marker.exists():
         if marker.read_text(encoding="utf-8").split("\n")[-2:] != [line, ""]:
             raise InputError(f"{root}: holds a synthetic cohort with other settings (now {line}); choose another folder or delete it")
-    elif root.exists() and (not root.is_dir() or any(not p.name.endswith(".part") for p in root.iterdir())):
-        raise InputError(f"{root}: holds something that is no synthetic cohort; choose an empty or a new folder")
     else:
         text = (f"These tiles are synthetic: osteonb drew them from seed {settings['seed']}, and no patient is in them. "
                 "The table's 62 feature columns are empty.")

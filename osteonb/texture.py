@@ -445,7 +445,7 @@ def named(
     column:int        # 0 for runs, 1 for zones, 2 for dependences
 ) -> dict[str,Callable]: # feature -> function of `Sizes`, its docstring the formula and the IBSI name
     "One class's features, out of `NAMES`."
-    def with_name(formula, ibsi):
+    def with_name(formula:Callable, ibsi:str) -> Callable:
         def feature(s:Sizes) -> float: return float(formula(s))
         feature.__doc__ = f"{formula.__doc__}. IBSI: {ibsi}."
         return feature

@@ -174,14 +174,14 @@ def verdict_tables(
 ) -> dict[str,pd.DataFrame]:  # `metrics, patients, differences, claims, calibration, temperatures, reliability, decision, roc`
     "All tables of a grid's report that follow from its predictions."
     tables, made = each(predictions), {}
-    def add(name, key, table): made.setdefault(name, []).append(table.assign(variant=key[0], split=key[1]))
+    def add(name:str, key:tuple, table:pd.DataFrame) -> None: made.setdefault(name, []).append(table.assign(variant=key[0], split=key[1]))
     for key, table in tables.items():
         add("metrics", key, pooled(table, draws))
         if key[1] != "patient": continue
         full = by_scope(table)["classes"]
-        for one in (full if len(full) else table,):
-            add("patients", key, per_patient(one))
-            for name, t in (calibration_tables(one) | curves(one)).items(): add(name, key, t)
+        judged = full if len(full) else table
+        add("patients", key, per_patient(judged))
+        for name, t in (calibration_tables(judged) | curves(judged)).items(): add(name, key, t)
     found = differences(tables, comparisons, MORE*draws)
     front = lambda t: t[["variant", "split", *[c for c in t if c not in ("variant", "split")]]]
     return {name: front(pd.concat(rows, ignore_index=True)) for name, rows in made.items()} | dict(differences=found, claims=claims(found, pairs, reference))

@@ -1,0 +1,46 @@
+"""A batch shared by two processes gives what one process gives."""
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from osteonb.core import CLASSES, configure
+from osteonb.train import fit
+
+
+def cohort(folder, n=40):
+    "Tiles of noise, folds and features."
+    rng = np.random.default_rng(0)
+    tiles = pd.DataFrame(dict(label=np.array(CLASSES)[np.arange(n) % 3], path=[str(folder/f"{i}.png") for i in range(n)], sha256=[f"{i:064x}" for i in range(n)]), index=[f"t{i}" for i in range(n)])
+    for path in tiles.path: Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)).save(path)
+    folds = pd.DataFrame(dict(part=np.where(np.arange(n) % 4 == 0, "valid", "train")), index=tiles.index)
+    return tiles, folds, pd.DataFrame(rng.normal(size=(n, 4)), tiles.index, list("abcd"))
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    "Batches of 7 and 8, shared as 4 and 4 with one tile twice; the backbone has layer normalisation."
+    tiles, folds, features = cohort(tmp_path)
+    settings = dict(backbone="convnext_atto", weights="none", image_size=32, frozen=False, augment=True, max_epochs=3, min_epochs=3, batch_size=9)
+    (one, alone), (two, shared) = (fit(configure(**settings, devices=d), tiles, folds, features, tmp_path/str(d), tmp_path/"cache") for d in (1, 2))
+    pd.testing.assert_frame_equal(alone, shared, rtol=1e-3)
+    for name, tensor in one.net.state_dict().items(): assert torch.allclose(tensor.float(), two.net.state_dict()[name].float(), atol=.01), name
+    start = fit(configure(**settings | dict(max_epochs=1, min_epochs=0, lr=1e-12)), tiles, folds, features, cache=tmp_path/"cache")[0].net.state_dict()
+    moved = max((one.net.state_dict()[k] - v).abs().max() for k, v in start.items() if v.is_floating_point())
+    apart = max((one.net.state_dict()[k] - v).abs().max() for k, v in two.net.state_dict().items() if v.is_floating_point())
+    assert apart < moved/2, (apart, moved)
+    assert sorted(p.name for p in (tmp_path/"2"/"checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    again, history = fit(configure(**settings, devices=2), tiles, folds, features, tmp_path/"2", tmp_path/"cache")      # taken up at its end
+    assert len(history) == 3 and all(torch.equal(v, two.net.state_dict()[k]) for k, v in again.net.state_dict().items())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled(tmp_path):
+    "A compiled backbone trains as another does, and is kept under the same names."
+    tiles, folds, features = cohort(tmp_path, 24)
+    settings = dict(backbone="test_resnet", weights="none", image_size=32, frozen=False, max_epochs=2, min_epochs=2, batch_size=6)
+    (plain, usual), (fast, compiled) = (fit(configure(**settings, compiled=c), tiles, folds, features, cache=tmp_path/"cache") for c in (False, True))
+    pd.testing.assert_frame_equal(usual, compiled, rtol=1e-2)
+    assert list(plain.net.state_dict()) == list(fast.net.state_dict())
