@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'TASKS', 'TITLES', 'PROBABILITIES', 'HEADS', 'CHOICES', 'LIMITS', 'PRESETS', 'RUN_FILES', 'InputError',
            'unknown', 'targets', 'Config', 'check_setting', 'check_config', 'configure', 'set_seed', 'sweep', 'lock',
            'whole', 'occupied', 'write_table', 'read_table', 'write_json', 'read_json', 'run_config', 'check_run',
-           'open_run', 'Busy', 'alone', 'digest', 'cache_folder', 'keep', 'kept', 'computed_once']
+           'open_run', 'Busy', 'alone', 'call_in', 'digest', 'cache_folder', 'keep', 'kept', 'computed_once']
 
 # %% ../nbs/00_core.ipynb #ec7833da
 import dataclasses, difflib, glob, hashlib, io, json, os, random, uuid, warnings
@@ -341,6 +341,17 @@ def alone(
         yield
     finally:
         if fcntl: os.close(held)
+
+# %% ../nbs/00_core.ipynb #ab9de097
+def call_in(
+    folder:str|Path, # where relative names begin; passed over where a machine elsewhere has no such folder
+    f:Callable,
+    *args,
+    **kwargs
+) -> Any:            # `f(*args, **kwargs)`
+    "Call a function in a folder, in a process that may have been started in another."
+    if Path(folder).is_dir(): os.chdir(folder)
+    return f(*args, **kwargs)
 
 # %% ../nbs/00_core.ipynb #b81c7b85
 def digest(

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .core import CLASSES, RUN_FILES, TASKS, TITLES, Busy, Config, InputError, alone, cache_folder, check_run, digest, occupied, open_run, read_json, read_table, run_config, whole, write_json, write_table
+from .core import CLASSES, RUN_FILES, TASKS, TITLES, Busy, Config, InputError, alone, cache_folder, call_in, check_run, digest, occupied, open_run, read_json, read_table, run_config, whole, write_json, write_table
 from .baseline import predict_baseline
 from .dataset import embed, fit_standardiser
 from .evaluate import as_json, evaluate, summary, thresholds
@@ -482,7 +482,7 @@ def compute_cells(
     def later(cell:dict, wait:bool):
         config = cell["configs"][0]
         features, files = (None, {}) if config.modality == "image" else made[measure_key(config)]
-        return joblib.delayed(compute_cell)(cell, tiles, features, cache, always | files, wait)
+        return joblib.delayed(call_in)(os.getcwd(), compute_cell, cell, tiles, features, cache, always | files, wait)
     def reasons(cells:list[dict], what:str, wait:bool) -> list:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "A worker stopped")

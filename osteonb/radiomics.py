@@ -9,7 +9,7 @@ __all__ = ['FEATURES', 'PAPER', 'ENGINES', 'EXACT_VERSION', 'WHY_NOT', 'BLOCK', 
            'undefined']
 
 # %% ../nbs/05_radiomics.ipynb #46d60409
-import logging, warnings
+import logging, os, warnings
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import nuclei
-from .core import InputError, computed_once, unknown
+from .core import InputError, call_in, computed_once, unknown
 from .firstorder import FIRSTORDER, firstorder, histograms
 from .nuclei import OBJECTS, objects
 from .shape import SHAPE2D, outlines, shape2d
@@ -236,7 +236,7 @@ def measure(
 ) -> dict[tuple,pd.DataFrame]:       # group -> its columns, same index
     "The features of many tiles, in parallel."
     jobs = max(1, min(joblib.effective_n_jobs(-1 if jobs is None else jobs), len(tiles)))
-    work = (joblib.delayed(one_tile)(t, p, groups, bin_width, engine) for t, p in tiles.path.items())
+    work = (joblib.delayed(call_in)(os.getcwd(), one_tile, t, p, groups, bin_width, engine) for t, p in tiles.path.items())
     rows = []
     for row in joblib.Parallel(n_jobs=jobs, return_as="generator")(work):
         rows.append(row)

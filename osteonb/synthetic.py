@@ -9,7 +9,7 @@ __all__ = ['FIELD', 'COARSE', 'STAIN', 'NORMAL', 'ODDS', 'VIABILITY', 'TEST_PATI
            'plan', 'release_table', 'begin_cohort', 'draw_file', 'draw_files', 'make_cohort']
 
 # %% ../nbs/02_synthetic.ipynb #653d156f
-import json
+import json, os
 from pathlib import Path
 
 import joblib
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 from tqdm import tqdm
 
-from .core import InputError, digest, occupied, unknown, whole
+from .core import InputError, call_in, digest, occupied, unknown, whole
 from .tiles import COLUMNS, LABELS, MARKER, parse_name
 
 # %% ../nbs/02_synthetic.ipynb #e768b45c
@@ -419,7 +419,7 @@ def draw_files(
     "Draw every tile that is missing."
     missing = [r for r in rows.itertuples(index=False, name=None) if not (root/r[2]).exists()]
     jobs = jobs or (-1 if len(missing) * size**2 > 12 * FIELD**2 else 1)
-    calls = (joblib.delayed(draw_file)(root/file, name, label, seed, size) for name, label, file in missing)
+    calls = (joblib.delayed(call_in)(os.getcwd(), draw_file, root/file, name, label, seed, size) for name, label, file in missing)
     done = joblib.Parallel(jobs, return_as="generator")(calls)
     for _ in tqdm(done, "drawing tiles", len(missing), disable=None if missing else True): pass
     if jobs != 1: get_reusable_executor().shutdown()   # idle processes keep their memory, and joblib takes one that loads torch later for one that leaks
