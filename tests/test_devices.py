@@ -1,5 +1,6 @@
 """A batch shared by two processes gives what one process gives."""
-import shutil
+import os, shutil, socket, subprocess, sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from osteonb.core import CLASSES, configure
+from osteonb.core import CLASSES, configure, read_table
+from osteonb.synthetic import make_cohort
 from osteonb.train import fit
 
 
@@ -44,3 +46,24 @@ def test_compiled(tmp_path):
     (plain, usual), (fast, compiled) = (fit(configure(**settings, compiled=c), tiles, folds, features, cache=tmp_path/"cache") for c in (False, True))
     pd.testing.assert_frame_equal(usual, compiled, rtol=1e-2)
     assert list(plain.net.state_dict()) == list(fast.net.state_dict())
+
+
+def test_two_machines_give_what_one_gives(tmp_path):
+    "torchrun twice, as on two machines with a processor each that see the same disk: one run folder, the history of a single process, and no file more."
+    data, bin = make_cohort(tmp_path/"cohort", scale=.25, size=64, jobs=1), Path(sys.executable).parent
+    settings = "tile_size=64 image_size=32 backbone=convnext_atto weights=none frozen=false augment=true max_epochs=2 min_epochs=2 batch_size=9"
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+    def train(folder, more, *launcher):
+        words = [*launcher, bin/"osteonb_train", "--out", tmp_path/folder, "--data", data, "--test_patient", "Case-904", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
+        return subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    def end(process):
+        said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[1][-3000:]
+        return said[0]
+    end(train("one", ""))
+    both = [train("two", "nodes=2", bin/"torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port, "--no_python") for rank in (0, 1)]
+    assert [end(p).count("best validation AUC") for p in both] == [1, 0]
+    pd.testing.assert_frame_equal(*(read_table(tmp_path/folder/"history.csv") for folder in ("one", "two")), rtol=1e-3)
+    assert {p.name for p in (tmp_path/"two").iterdir()} == {p.name for p in (tmp_path/"one").iterdir()}
+    alone = train("none", "nodes=2")
+    assert "each of 2 machines has to start this command" in alone.communicate(timeout=60)[1] and alone.returncode == 1

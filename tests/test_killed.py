@@ -25,7 +25,7 @@ head = "flat"
 """
 
 start = get_context("forkserver")      # children are forked from a process that has loaded the libraries, and begin within milliseconds
-start.set_forkserver_preload(["osteonb.experiment", "osteonb.cli", "pytest"])
+start.set_forkserver_preload(["osteonb.experiment", "osteonb.slide", "osteonb.cli", "pytest"])
 
 
 # Jobs. Each works in a folder of its own, keeps what later runs may use in `cache` below it, and has a whole result at its end.
@@ -166,17 +166,12 @@ def identity(folder, pattern):
 
 # Killed.
 
-@pytest.mark.parametrize("job, kills, share, once", [
-    (extracting, 20, .7, "cache/*/*.parquet"), (extracting_in_two, 2, .8, "cache/*/*.parquet"), (embedding, 20, .7, "cache/*/*.npy"),
-    (training, 20, .7, "*/model.safetensors"), (training_augmented, 20, .7, "*/model.safetensors"), (training_views, 3, .7, "*/model.safetensors"), (comparing, 20, .5, "grid/cells/*/*/*/predictions.parquet"),
-    (drawing, 20, .7, "cohort/*/*/*.jpg"), (drawing_in_two, 8, .8, "cohort/*/*/*.jpg")])
-def test_killed(job, kills, share, once, data, undisturbed, tmp_path):
-    "Killed at random moments and started again in the same folder, until it ends; a life lasts at most a share of an undisturbed run."
-    whole, seconds = undisturbed(job)
-    chance, folder, finished = random.Random(job.__name__), tmp_path/"0", {}
+def survives(job, argument, whole, kills, longest, once, places):
+    "Killed at random moments of at most `longest` seconds and started again in the same folder, until it ends, and that in new folders until it was killed often enough; what is finished is not written again."
+    chance, folder, finished = random.Random(job.__name__), places/"0", {}
     while True:
-        process = begin(job, folder, data)
-        ended = end(process, chance.random()*share*seconds if kills else 120)
+        process = begin(job, folder, argument)
+        ended = end(process, chance.random()*longest if kills else 120)
         now = identity(folder, once)
         assert {p: now.get(p) for p in finished} == finished
         finished = now
@@ -185,7 +180,17 @@ def test_killed(job, kills, share, once, data, undisturbed, tmp_path):
         assert process.exitcode == 0, folder.with_suffix(".txt").read_text()[-3000:]
         same(folder, whole)
         if not kills: break
-        folder, finished = tmp_path/str(kills), {}
+        folder, finished = places/str(kills), {}
+
+
+@pytest.mark.parametrize("job, kills, share, once", [
+    (extracting, 20, .7, "cache/*/*.parquet"), (extracting_in_two, 2, .8, "cache/*/*.parquet"), (embedding, 20, .7, "cache/*/*.npy"),
+    (training, 20, .7, "*/model.safetensors"), (training_augmented, 20, .7, "*/model.safetensors"), (training_views, 3, .7, "*/model.safetensors"), (comparing, 20, .5, "grid/cells/*/*/*/predictions.parquet"),
+    (drawing, 20, .7, "cohort/*/*/*.jpg"), (drawing_in_two, 8, .8, "cohort/*/*/*.jpg")])
+def test_killed(job, kills, share, once, data, undisturbed, tmp_path):
+    "A life lasts at most a share of an undisturbed run."
+    whole, seconds = undisturbed(job)
+    survives(job, data, whole, kills, share*seconds, once, tmp_path)
 
 
 def dying(folder, data, job, where):
@@ -232,21 +237,35 @@ def downloading(folder, settings):
 
 
 def test_killed_downloads(release, tmp_path):
-    "Killed twenty times over one release: each tile is asked for again only where it was not there whole."
+    "Each tile is asked for again only where it was not there whole."
     done(downloading, tmp_path/"whole", release)
-    whole, chance, folder, finished = result(tmp_path/"whole"), random.Random(0), tmp_path/"0", {}
-    kills = 20
-    while True:
-        process = begin(downloading, folder, release)
-        kills -= (killed := not end(process, chance.random()*.5 if kills else 120))
-        now = identity(folder, "release/*/*/*.tiff")
-        assert {p: now.get(p) for p in finished} == finished
-        finished = now
-        if killed: continue
-        assert process.exitcode == 0, folder.with_suffix(".txt").read_text()[-3000:]
-        same(folder, whole)
-        if not kills: break
-        folder, finished = tmp_path/str(kills), {}
+    survives(downloading, release, result(tmp_path/"whole"), 20, .5, "release/*/*/*.tiff", tmp_path)
+
+
+# Slides.
+
+def analysing(folder, given):
+    from osteonb import slide
+    slide.BATCH = 5        # tiles, so that there is something to keep of this small slide
+    slide.analyse_slide(given/"slide.tif", given/"run", folder/"slide", cache=folder/"cache")
+
+
+@pytest.fixture(scope="session")
+def slide(data, tmp_path_factory):
+    "A folder with a drawn slide and a run to ask."
+    from osteonb import core, experiment
+    from osteonb.slide import draw_slide
+    folder = tmp_path_factory.mktemp("slide")
+    draw_slide(folder/"slide.tif", ratio=.5, cells=8, size=SMALL["tile_size"])
+    experiment.train_run(folder/"run", core.configure(**SMALL | dict(test_patient="Case-904")), data, folder/"cache", 1)
+    return folder
+
+
+def test_killed_slides(slide, tmp_path):
+    "Batches of tiles that were asked are not asked again."
+    begun_at = time.monotonic()
+    done(analysing, tmp_path/"whole", slide)
+    survives(analysing, slide, result(tmp_path/"whole"), 20, .7*(time.monotonic() - begun_at), "slide/batches/*/*.parquet", tmp_path)
 
 
 # No room, no permission, no tile: through the command line.
