@@ -4,7 +4,7 @@ The same examples every time; `OSTEONB_FUZZ=20 pytest tests/test_fuzz.py` draws 
 
 What stays as it is, since nobody can see it: JPEG and TIFF have no checksum of their pixels, so a bit that flipped there gives another picture, ours and Pillow's alike; so does a PNG that was
 written with too few lines and yet with the right checksums. Of several pages or frames the first is read, and a picture as it is stored, whatever its EXIF says of turning it."""
-import contextlib, copy, csv, dataclasses, io, json, math, os, re, resource, select, shutil, signal, struct, subprocess, sys, warnings, zlib
+import contextlib, copy, csv, dataclasses, hashlib, io, json, math, os, re, resource, select, shutil, signal, struct, subprocess, sys, warnings, zlib
 from pathlib import Path
 
 import numpy as np
@@ -650,29 +650,47 @@ def test_cache(data, tmp_path_factory):
 
 # Run folders.
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run_folder(folder, **settings):
     "A run folder that is complete but for its training: a network as it was drawn."
     import torch
     from osteonb import dataset, model, predict
-    folder, random = tmp_path_factory.mktemp("good")/"run", np.random.default_rng(0)
-    config = configure(modality="radiomics", width=8, gate_width=4, scale="rank", test_patient="C")
+    random = np.random.default_rng(0)
+    config = configure(width=8, gate_width=4, scale="rank", test_patient="C", backbone="test_efficientnet", weights="none", image_size=32, **settings)
     index = pd.Index([f"t{i}" for i in range(12)], name="tile")
-    tiles = pd.DataFrame(dict(path="", patient=list("AAAABBBBCCCC"), slide=list("aabbccddeeff"), x=0., y=0., label=list(CLASSES)*4, cohort="own", sha256=[f"{i:064x}" for i in range(12)]), index)
+    paths = [folder.parent/f"{t}.png" for t in index]
+    for path in paths: Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    sums = [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+    tiles = pd.DataFrame(dict(path=[str(p) for p in paths], patient=list("AAAABBBBCCCC"), slide=list("aabbccddeeff"), x=0., y=0., label=list(CLASSES)*4, cohort="own", sha256=sums), index)
     folds = pd.DataFrame(dict(fold="C", part=["train"]*4 + ["valid"]*4 + ["test"]*4), index)
-    features = pd.DataFrame(random.normal(size=(12, 4)), index, ["f1", "f2", "f3", "f4"])
-    s = dataset.fit_standardiser(features, index[:4], "rank")
+    features = None if config.modality == "image" else pd.DataFrame(random.normal(size=(12, 4)), index, ["f1", "f2", "f3", "f4"])
+    s = None if features is None else dataset.fit_standardiser(features, index[:4], "rank")
     torch.manual_seed(0)
-    trained = model.Trained(config, model.make_net(config, None, s).eval(), s, None)
+    backbone = model.make_backbone(config)
+    trained = model.Trained(config, model.make_net(config, backbone, s).eval(), s, backbone)
     write_json(dataclasses.asdict(config), folder/"config.json")
-    for name, table in {"tiles.parquet": tiles, "folds.parquet": folds, "features.parquet": features}.items(): write_table(table, folder/name)
-    predict.save_trained(trained, folder, {"tiles.parquet": tiles, "folds.parquet": folds, "features.parquet": features})
+    tables = {k: v for k, v in {"tiles.parquet": tiles, "folds.parquet": folds, "features.parquet": features}.items() if v is not None}
+    for name, table in tables.items(): write_table(table, folder/name)
+    predict.save_trained(trained, folder, tables)
     return folder
 
 
 @pytest.fixture(scope="module")
-def runner():
-    worker = Worker("experiment")
+def run(tmp_path_factory):
+    "One that looks at features alone."
+    return run_folder(tmp_path_factory.mktemp("good")/"run", modality="radiomics")
+
+
+@pytest.fixture(scope="module", params=[dict(modality="radiomics"), dict(), dict(modality="image", frozen=False)], ids=["radiomics", "fusion", "image, trained along"])
+def any_run(request, tmp_path_factory):
+    "One of each kind."
+    return run_folder(tmp_path_factory.mktemp("any")/"run", **request.param)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OSTEONB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        worker = Worker("experiment")
     yield worker
     worker.process.kill()
     worker.process.wait()
@@ -683,22 +701,23 @@ READ = ["config.json", "tiles.parquet", "folds.parquet", "features.parquet", "st
 
 @examples(130)
 @given(data=st.data())
-def test_run_folder(data, run, runner, tmp_path_factory):
+def test_run_folder(data, any_run, runner, tmp_path_factory):
     "A run with a file that is damaged, cut off, absent or another's predicts what it did, or says which file it is."
     folder = tmp_path_factory.mktemp("runs")/"run"
-    shutil.copytree(run, folder)
-    good = runner("predicted", run)
-    name, how = data.draw(st.sampled_from(READ)), data.draw(st.sampled_from(["damage", "damage", "damage", "gone", "another's", "text", "folder", "fewer columns", "other rows", "json"]))
+    shutil.copytree(any_run, folder)
+    good = runner("predicted", any_run)
+    read = [name for name in READ if (folder/name).exists()]
+    name, how = data.draw(st.sampled_from(read)), data.draw(st.sampled_from(["damage", "damage", "damage", "gone", "another's", "text", "folder", "fewer columns", "other rows", "json"]))
     file = folder/name
     if how == "damage": file.write_bytes(data.draw(damaged(file.read_bytes())))
-    elif how == "another's": shutil.copy(folder/data.draw(st.sampled_from(READ)), file.with_name("copy")); os.replace(file.with_name("copy"), file)
+    elif how == "another's": shutil.copy(folder/data.draw(st.sampled_from(read)), file.with_name("copy")); os.replace(file.with_name("copy"), file)
     elif how == "text": file.write_bytes(data.draw(st.binary(max_size=20)))
     elif how == "json" and name.endswith(".json"): file.write_text(json.dumps(data.draw(altered(read_json(file)))))
     elif how in ("gone", "folder"): file.unlink(); how == "folder" and file.mkdir()
     elif name.endswith(".parquet") and how in ("fewer columns", "other rows"):
         table = pd.read_parquet(file)
         write_table(table.drop(columns=data.draw(st.sampled_from(list(table)))) if how == "fewer columns" else data.draw(st.sampled_from([table[::-1], table[3:], table.rename(index=str.upper), pd.concat([table, table]), table.reset_index(drop=True), table[:0]])), file)
-    said = runner("predicted", folder, names=("setting", "preset", "features: "))
+    said = runner("predicted", folder, names=("setting", "preset", "features: ", "weights", "backbone", ".png"))
     if said is REFUSED: return
     if name in ("config.json", "features.parquet", "tiles.parquet") and how in ("json", "other rows", "damage"): return     # other settings, other tiles: a good run of its own
     assert json.loads(said) == json.loads(good)
