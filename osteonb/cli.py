@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['parse_settings', 'spelled', 'command', 'tried_precision', 'run_settings', 'show', 'wanted', 'osteonb_run',
            'osteonb_synthesize', 'osteonb_download', 'osteonb_features', 'osteonb_train', 'osteonb_predict',
-           'osteonb_evaluate', 'osteonb_audit', 'osteonb_experiment', 'osteonb_export', 'osteonb_benchmark']
+           'osteonb_evaluate', 'osteonb_audit', 'osteonb_experiment', 'osteonb_export', 'by_slide', 'osteonb_slide',
+           'osteonb_benchmark']
 
 # %% ../nbs/16_cli.ipynb #ad7598f7
 import sys, warnings
@@ -192,6 +193,7 @@ def osteonb_train(
     config = run_settings(data, preset, test_patient, set)
     from osteonb import experiment
     run = experiment.train_run(wanted(out), config, data, cache, jobs)
+    if experiment.follows(config): return
     if config.model != "network": print(f"The baseline {config.model!r} is fitted when it predicts: osteonb_predict {run}")
     else: print(f"{read_table(run/'history.csv').valid_auc.max():.3f} best validation AUC\nModel: {run/'model.safetensors'}")
 
@@ -284,6 +286,56 @@ def osteonb_export(
     worst = export.export_run(run, path)
     with whole(card) as part: part.write_text(text, encoding="utf-8")
     print(f"{path}: its probabilities differ from the model's by at most {worst:.0e}\nCard: {card}")
+
+# %% ../nbs/16_cli.ipynb #5a51cd0a
+def by_slide(
+    file:str,    # a CSV whose first column is `slide`
+    column:str   # the column that is wanted
+) -> dict:       # slide's file name -> its value
+    "Read what is known of each slide; `InputError` where a column or a value is missing."
+    table = read_table(file, [column])
+    if table.index.name != "slide": raise InputError(f"{file}: the first column is {table.index.name!r}, wanted 'slide', the file's name")
+    if table.index.has_duplicates: raise InputError(f"{file}: {table.index[table.index.duplicated()][0]} stands there twice")
+    if table[column].isna().any(): raise InputError(f"{file}: no {column} for {table.index[table[column].isna()][0]}")
+    return table[column].to_dict()
+
+@command
+def osteonb_slide(
+    slides:str,               # a slide of any format of OpenSlide, a TIFF, or a folder of them
+    model:str=None,           # a trained run folder
+    out:str=None,             # the folder for the result; of a folder of slides, one for each is made in it
+    mpp:float=None,           # µm a pixel, where the slide does not say
+    tile_mpp:float=None,      # µm a pixel of the training tiles, where they are your own
+    overlap:float=.5,         # share of a tile's side that its neighbour sees too
+    shift:float=0.,           # moves the border between dead and living tumor, as --known finds it
+    patients:str=None,        # a CSV with slide and patient: areas are added by patient
+    known:str=None,           # a CSV with slide and ratio (0 to 1): prints the shift that is right for them, and writes shift.csv
+    cache:str=None,           # where the training tiles' embeddings are kept; default $OSTEONB_CACHE or ~/.cache/osteonb
+    jobs:int=None             # slides, or threads for one slide, at a time; default one a core
+):
+    "The necrosis ratio of a slide, or of a folder of slides and of their patients."
+    if not model: raise InputError("--model is missing: name a trained run folder, such as --model run")
+    out, several = Path(wanted(out)), Path(slides).is_dir()
+    if not several and (patients or known): raise InputError("--patients and --known are for a folder of slides")
+    owners, ratios = by_slide(patients, "patient") if patients else None, by_slide(known, "ratio") if known else None
+    from osteonb import slide
+    how = dict(mpp=mpp, tile_mpp=tile_mpp, overlap=overlap, shift=shift, cache=cache)
+    if not several:
+        result = slide.analyse_slide(slides, model, out, jobs=jobs or 2, **how)
+        print(f"{result['found'] if result['found'] != 'tumor' else slide.percent(result['hard']) + ', grade ' + result['hard']['grade']}")
+        for doubt in result["doubts"]: print(f"- {doubt}")
+        print(f"\nPage: {out/'slide.html'}")
+        return
+    table = slide.analyse_slides(slides, model, out, owners, jobs, **how)
+    show(table.drop(columns="reason"))
+    for name, reason in table.reason[table.reason != ""].items(): print(f"{name}: {reason}", file=sys.stderr)
+    if ratios:
+        fitted, by = slide.fit_shift([out/name for name in table.index if name in ratios and not table.reason[name]], ratios)
+        write_table(by, out/"shift.csv")
+        error = 100*by[["found", "left_out"]].sub(by.known, axis=0).abs().mean()
+        print(f"\nMean absolute error on {len(by)} known slides: {error.found:.1f} points; {error.left_out:.1f} with the shift of the others. For other slides: --shift {fitted:.2f}")
+    print(f"\nTables: {out/'slides.csv'}" + (f", {out/'patients.csv'}" if (table.reason == "").any() else ""))
+    if (table.reason != "").any(): raise SystemExit(1)
 
 # %% ../nbs/16_cli.ipynb #be14b637
 @command

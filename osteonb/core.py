@@ -114,13 +114,14 @@ class Config:
     patience:int = 15               # epochs without a better validation AUC before stopping
     compiled:bool = False           # a backbone that trains goes through `torch.compile`: a minute at the start, and faster steps where there is a GPU
     devices:int = 1                 # GPUs, or processes where there is none, that share each batch of a backbone that trains
+    nodes:int = 1                   # machines with so many devices each, on which torchrun or SLURM starts the same command
     passes:int = 0                  # test-time passes with dropout on, averaged; 0 is one pass with it off
     seed:int = 0                    # of everything that is drawn
     def __post_init__(self): check_config(self)
 
 # %% ../nbs/00_core.ipynb #10c5bfc8
 LIMITS = dict(valid_share=(1e-9, .5), dropout=(0, .999), batch_size=(2, 1e5), tile_size=(8, 1e5), image_size=(8, 4096), bin_width=(1, 255), passes=(0, 1e9), select=(0, 1e9), C=(1e-12, 1e12), patient_weights=(0, 1), noise=(0, 1e3),
-              max_epochs=(1, 1e9), min_epochs=(0, 1e9), patience=(1, 1e9), lr=(1e-12, 1e3), lambda_lr=(0, 1e6), weight_decay=(0, 1e3), width=(1, 1e4), gate_width=(1, 1e4), seed=(0, 2**32 - 1), devices=(1, 1024))   # least and greatest value
+              max_epochs=(1, 1e9), min_epochs=(0, 1e9), patience=(1, 1e9), lr=(1e-12, 1e3), lambda_lr=(0, 1e6), weight_decay=(0, 1e3), width=(1, 1e4), gate_width=(1, 1e4), seed=(0, 2**32 - 1), devices=(1, 1024), nodes=(1, 1024))   # least and greatest value
 
 def check_setting(
     name:str,      # of a field of `Config`

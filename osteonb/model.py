@@ -185,11 +185,12 @@ class Trained(NamedTuple):
 
 # %% ../nbs/07_model.ipynb #3cc8ec5e
 def make_backbone(
-    config:Config,              # `modality`, `backbone`, `weights`, `image_size` are read
+    config:Config,              # `modality`, `backbone`, `weights`, `image_size` and `seed` are read
     weights:str|None=None       # other than the configuration's; `none` where a saved state follows
 ) -> Backbone|None:
     "The configuration's backbone; None where the variant has no images."
     if config.modality == "radiomics": return None
+    if config.weights == "none": torch.manual_seed(config.seed)     # drawn again, in another process, they are the same
     return Backbone(config.backbone, weights or config.weights, config.image_size)
 
 # %% ../nbs/07_model.ipynb #188dd9ac

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIE', 'selection_auc', 'selection_score', 'Learner', 'changed', 'noisy', 'balance_row', 'History', 'EpochBar',
-           'WholeCheckpoints', 'Best', 'train_loop', 'fit']
+           'WholeCheckpoints', 'Best', 'launched', 'follows', 'train_loop', 'fit']
 
 # %% ../nbs/09_train.ipynb #04a47314
 import io, logging, tempfile, warnings
@@ -16,14 +16,16 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .core import CLASSES, TASKS, Config, set_seed, whole
+from .core import CLASSES, TASKS, Config, InputError, set_seed, whole
 from .dataset import fit_standardiser, loader, prepare
 from .loss import HierarchicalLoss, patient_weights, probabilities
 from .model import FusionNet, Output, Trained, make_backbone, make_net
@@ -196,6 +198,22 @@ class Best(ModelCheckpoint):
         path = str(Path(self.dirpath)/"best.ckpt")
         super().load_state_dict(state | dict(dirpath=self.dirpath, best_model_path=path, kth_best_model_path=path, best_k_models={path: state["best_model_score"]}))
 
+# %% ../nbs/09_train.ipynb #6d24d9ca
+def launched() -> ClusterEnvironment|None: # which of how many processes this one is
+    "The launcher that started this process as one of several, torchrun or SLURM; None where nobody did."
+    return next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+
+def follows(
+    config:Config # `devices` and `nodes` are read
+) -> bool:        # `InputError` where other processes were started than the configuration says
+    "Whether this process helps another one to train, and keeps nothing."
+    wanted = config.devices*config.nodes
+    launcher = launched() if wanted > 1 else None
+    if launcher is None and config.nodes > 1:
+        raise InputError(f"setting 'nodes': each of {config.nodes} machines has to start this command; on each, torchrun --nnodes {config.nodes} --nproc_per_node {config.devices} --rdzv_backend c10d --rdzv_endpoint FIRST_MACHINE:29500 --no_python osteonb_train …")
+    if launcher and launcher.world_size() != wanted: raise InputError(f"settings 'devices' and 'nodes': {config.devices} × {config.nodes}, and {launcher.world_size()} processes were started; make the two agree")
+    return launcher is not None and launcher.global_rank() > 0
+
 # %% ../nbs/09_train.ipynb #5e742815
 def train_loop(
     learner:Learner,      # left with the weights of its best epoch
@@ -209,8 +227,9 @@ def train_loop(
     last = ModelCheckpoint(folder/"checkpoints", "last", enable_version_counter=False)    # every epoch, to resume from
     stop = EarlyStopping("valid_score", mode="max", patience=config.patience)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    several = "ddp" if launched() else "ddp_spawn"
     trainer = L.Trainer(max_epochs=config.max_epochs, min_epochs=config.min_epochs, callbacks=[history, best, last, stop, EpochBar()], precision="bf16-mixed" if config.precision == "bf16" and not config.frozen else "32-true", plugins=[WholeCheckpoints()],
-                        devices=config.devices, strategy="ddp_spawn" if config.devices > 1 else "auto", use_distributed_sampler=False, default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)
+                        devices=config.devices, num_nodes=config.nodes, strategy=several if config.devices*config.nodes > 1 else "auto", use_distributed_sampler=False, default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)
     state = folder/"checkpoints"/"last.ckpt"
     resume = state if state.exists() and (folder/"checkpoints"/"best.ckpt").exists() else None
     if config.compiled and learner.net.backbone is not None: learner.net.backbone.body.compile()
@@ -219,6 +238,7 @@ def train_loop(
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner.train(), train, valid, ckpt_path=resume, weights_only=True)
     kept, ended = (torch.load(folder/"checkpoints"/f"{name}.ckpt", map_location="cpu", weights_only=True) for name in ("best", "last"))
+    trainer.strategy.barrier()       # until all have read them: who keeps the run folder removes them
     learner.cpu().load_state_dict(kept["state_dict"])
     learner.eval()
     return pd.DataFrame(ended["callbacks"][history.state_key]["rows"])
