@@ -350,9 +350,10 @@ def call_in(
     *args,
     **kwargs
 ) -> Any:            # `f(*args, **kwargs)`
-    "Call a function in a folder, in a process that may have been started in another."
+    "Call a function in a folder, in a process that may have been started in another; what it spreads itself goes over threads."
+    import joblib                                # here: whoever only asks for `--help` needs no joblib
     if Path(folder).is_dir(): os.chdir(folder)
-    return f(*args, **kwargs)
+    with joblib.parallel_config("threading"): return f(*args, **kwargs)
 
 # %% ../nbs/00_core.ipynb #b81c7b85
 def digest(
