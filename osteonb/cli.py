@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['parse_settings', 'spelled', 'command', 'tried_precision', 'run_settings', 'show', 'wanted', 'osteonb_run',
            'osteonb_synthesize', 'osteonb_download', 'osteonb_features', 'osteonb_train', 'osteonb_predict',
-           'osteonb_evaluate', 'osteonb_audit', 'osteonb_experiment', 'osteonb_export', 'by_slide', 'osteonb_slide',
-           'osteonb_benchmark']
+           'osteonb_evaluate', 'osteonb_audit', 'osteonb_experiment', 'osteonb_export', 'by_slide', 'say_slide',
+           'say_shift', 'osteonb_slide', 'osteonb_benchmark']
 
 # %% ../nbs/16_cli.ipynb #ad7598f7
 import sys, warnings
@@ -299,6 +299,27 @@ def by_slide(
     if table[column].isna().any(): raise InputError(f"{file}: no {column} for {table.index[table[column].isna()][0]}")
     return table[column].to_dict()
 
+def say_slide(
+    result:dict,  # of `analyse_slide`
+    page:Path
+) -> None:
+    "Print one slide's ratio, what speaks against it, and where the page lies."
+    from osteonb.slide import percent
+    print(f"{percent(result['hard'])}, grade {result['hard']['grade']}" if result["found"] == "tumor" else result["found"])
+    print("".join(f"- {doubt}\n" for doubt in result["doubts"]) + f"\nPage: {page}")
+
+def say_shift(
+    ratios:dict,        # slide's file name -> its known ratio
+    outs:list[Path],    # the folders of these slides
+    file:Path           # the table to write
+) -> None:
+    "Print the shift that is right for known slides, and what it is worth."
+    from osteonb.slide import fit_shift
+    shift, by = fit_shift(outs, ratios)
+    write_table(by, file)
+    error = 100*by[["found", "left_out"]].sub(by.known, axis=0).abs().mean()
+    print(f"\nMean absolute error on {len(by)} known slides: {error.found:.1f} points; {error.left_out:.1f} with the shift of the others. For other slides: --shift {shift:.2f}")
+
 @command
 def osteonb_slide(
     slides:str,               # a slide of any format of OpenSlide, a TIFF, or a folder of them
@@ -320,20 +341,13 @@ def osteonb_slide(
     owners, ratios = by_slide(patients, "patient") if patients else None, by_slide(known, "ratio") if known else None
     from osteonb import slide
     how = dict(mpp=mpp, tile_mpp=tile_mpp, overlap=overlap, shift=shift, cache=cache)
-    if not several:
-        result = slide.analyse_slide(slides, model, out, jobs=jobs or 2, **how)
-        print(f"{result['found'] if result['found'] != 'tumor' else slide.percent(result['hard']) + ', grade ' + result['hard']['grade']}")
-        for doubt in result["doubts"]: print(f"- {doubt}")
-        print(f"\nPage: {out/'slide.html'}")
-        return
+    if not several: return say_slide(slide.analyse_slide(slides, model, out, jobs=jobs or 2, **how), out/"slide.html")
+    there = [p.name for p in slide.find_slides(Path(slides))]
+    if ratios and (absent := [n for n in ratios if n not in there]): raise InputError(f"{known}: {absent[0]} is no slide in {slides}")
     table = slide.analyse_slides(slides, model, out, owners, jobs, **how)
     show(table.drop(columns="reason"))
     for name, reason in table.reason[table.reason != ""].items(): print(f"{name}: {reason}", file=sys.stderr)
-    if ratios:
-        fitted, by = slide.fit_shift([out/name for name in table.index if name in ratios and not table.reason[name]], ratios)
-        write_table(by, out/"shift.csv")
-        error = 100*by[["found", "left_out"]].sub(by.known, axis=0).abs().mean()
-        print(f"\nMean absolute error on {len(by)} known slides: {error.found:.1f} points; {error.left_out:.1f} with the shift of the others. For other slides: --shift {fitted:.2f}")
+    if ratios: say_shift(ratios, [out/n for n in ratios if not table.reason[n]], out/"shift.csv")
     print(f"\nTables: {out/'slides.csv'}" + (f", {out/'patients.csv'}" if (table.reason == "").any() else ""))
     if (table.reason != "").any(): raise SystemExit(1)
 

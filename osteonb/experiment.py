@@ -52,8 +52,7 @@ def read_data(
 ) -> dict[str,pd.DataFrame]: # by the name of the file that will hold it
     "Read and split a release."
     tiles, excluded = read_tiles(data, config.mixed, config.tile_size, jobs, needs_images(config))
-    folds = hold_out(tiles, config.test_patient, config.valid_share, config.seed)
-    return {"tiles.parquet": tiles, "excluded.csv": excluded, "folds.parquet": folds}
+    return {"tiles.parquet": tiles, "excluded.csv": excluded, "folds.parquet": hold_out(tiles, config.test_patient, config.valid_share, config.seed)}
 
 # %% ../nbs/13_experiment.ipynb #83f70c4d
 def keep_data(

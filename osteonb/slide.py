@@ -10,11 +10,11 @@ __all__ = ['PIECES', 'READERS', 'ENDINGS', 'CELLS', 'FINE', 'LEAST', 'APPEARANCE
            'tile_um', 'cell_grid', 'overview', 'tissue_share', 'starts', 'lay_tiles', 'in_memory', 'cut_tiles',
            'load_model', 'look', 'ask', 'temperatures', 'calibrate', 'laplacian', 'appearance', 'appearances',
            'Familiar', 'distance', 'estimate', 'get_familiar', 'training_views', 'familiar_with', 'answers',
-           'ask_slide', 'smoothed', 'shifted', 'block_areas', 'ratio', 'redrawn', 'huvos', 'necrosis', 'unlike_share',
-           'doubts', 'class_map', 'plot_map', 'borders', 'loops', 'enclosed', 'regions', 'percent', 'ratio_section',
-           'slide_page', 'identity', 'slide_settings', 'open_out', 'cell_table', 'read_tissue', 'write_result',
-           'analyse_slide', 'combine', 'find_slides', 'try_slide', 'analyse_slides', 'ratio_at', 'named_shift',
-           'fit_shift']
+           'ask_slide', 'smoothed', 'shifted', 'block_areas', 'ratio', 'redrawn', 'huvos', 'one_way', 'necrosis',
+           'unlike_share', 'doubts', 'class_map', 'plot_map', 'borders', 'loops', 'enclosed', 'regions', 'percent',
+           'ratio_section', 'slide_page', 'identity', 'slide_settings', 'open_out', 'cell_table', 'read_tissue',
+           'write_result', 'analyse_slide', 'combine', 'find_slides', 'try_slide', 'analyse_slides', 'ratio_at',
+           'named_shift', 'check_known', 'fit_shift']
 
 # %% ../nbs/15_slide.ipynb #60b3a607
 import contextlib, hashlib, importlib, io, os, re, warnings
@@ -189,9 +189,8 @@ def with_openslide(
         except openslide.OpenSlideError as e:
             file = openslide.OpenSlide(path)          # after an error a handle answers nothing more
             raise InputError(f"{path}: damaged at {x}, {y} ({e})") from e
-        white = Image.new("RGBA", piece.size, "white")  # what was not scanned is transparent
-        white.alpha_composite(piece)
-        return np.asarray(white.convert("RGB"))
+        seen = Image.alpha_composite(Image.new("RGBA", piece.size, "white"), piece)  # what was not scanned is transparent
+        return np.asarray(seen.convert("RGB"))
     mpp = resolution(*(file.properties.get(f"openslide.mpp-{axis}") for axis in "xy"))
     return Slide(path, "openslide", *file.dimensions, mpp, tuple(file.level_downsamples), read)
 
@@ -448,8 +447,7 @@ def calibrate(
 ) -> np.ndarray:         # (tiles, 3)
     "Probabilities at the run's temperatures."
     if not len(fitted) or not len(p): return p
-    table = pd.DataFrame(p, [str(i) for i in range(len(p))], list(PROBABILITIES))
-    table = table.assign(fold=fitted.fold.iloc[0], part="test", label=CLASSES[0], patient="")
+    table = pd.DataFrame(p, [str(i) for i in range(len(p))], list(PROBABILITIES)).assign(fold=fitted.fold.iloc[0], part="test", label=CLASSES[0], patient="")
     return calibrated(table, fitted)[list(PROBABILITIES)].to_numpy()
 
 # %% ../nbs/15_slide.ipynb #592f6989
@@ -462,8 +460,7 @@ def laplacian(
     "How much neighbouring pixels differ."
     v = channel.astype(np.int16)
     edge = np.abs(4*v[1:-1, 1:-1] - v[:-2, 1:-1] - v[2:, 1:-1] - v[1:-1, :-2] - v[1:-1, 2:])
-    inner = where[1:-1, 1:-1]
-    return float(np.log1p(edge[inner].mean())) if inner.any() else 0.
+    return float(np.log1p(edge[where[1:-1, 1:-1]].mean())) if where[1:-1, 1:-1].any() else 0.
 
 def appearance(
     rgb:np.ndarray   # (H, W, 3), uint8
@@ -516,7 +513,6 @@ def get_familiar(
     slides:pd.Series     # the slide of each
 ) -> Familiar:
     "Centre, covariance and limit; five folds of slides say what is usual."
-    values = np.asarray(values, float)
     folds = GroupKFold(min(5, slides.nunique())).split(values, groups=slides.to_numpy(dtype=object))
     left_out = [distance(values[rest], estimate(values[train])) for train, rest in folds]
     return estimate(values)._replace(limit=float(np.quantile(np.concatenate(left_out), .99)))
@@ -662,20 +658,23 @@ def huvos(
     return np.where(np.isnan(ratio), "", np.array(GRADES)[places])[()]
 
 # %% ../nbs/15_slide.ipynb #29a1d540
+def one_way(
+    areas:np.ndarray,  # (classes,), mm², with tumor
+    draws:np.ndarray   # (DRAWS, classes), mm²
+) -> dict:             # `ratio, low, high, grade, grades`
+    "The ratio of one way of counting, with its interval and its grade."
+    value, drawn = float(ratio(areas)), ratio(draws)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return dict(ratio=value, low=float(min(low, value)), high=float(max(high, value)), grade=str(huvos(value)), grades={g: float((huvos(drawn[~np.isnan(drawn)]) == g).mean()) for g in GRADES})
+
 def necrosis(
     areas:np.ndarray,  # (ways, classes), mm²
     draws:np.ndarray,  # (DRAWS, ways, classes), of `redrawn`
     um:float           # side of a tile, µm
-) -> dict:             # `found`, `areas_mm2` and `weighted_mm2`, and for each way `ratio, low, high, grade, grades`
-    "Ratio, 95 % interval, grade and the probability of each grade; without tumor they are `None`."
-    tumor = areas[0, 1] + areas[0, 2]
-    found, said = bool(tumor >= LEAST_TUMOR*(um/1000)**2), {}
-    for i, way in enumerate(WAYS):
-        drawn = ratio(draws[:, i])
-        drawn, value = drawn[~np.isnan(drawn)], float(ratio(areas[i]))
-        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
-        grades = {g: float((huvos(drawn) == g).mean()) for g in GRADES} if len(drawn) else None
-        said[way] = dict(ratio=value, low=float(min(low, value)), high=float(max(high, value)), grade=str(huvos(value)), grades=grades) if found else dict.fromkeys(("ratio", "low", "high", "grade", "grades"))
+) -> dict:             # `found`, `areas_mm2` and `weighted_mm2`, and for each way what `one_way` says; without tumor that is `None`
+    "What there is to say of a slide's areas."
+    found, nothing = bool(areas[0, 1:].sum() >= LEAST_TUMOR*(um/1000)**2), dict.fromkeys(("ratio", "low", "high", "grade", "grades"))
+    said = {way: one_way(areas[i], draws[:, i]) if found else nothing for i, way in enumerate(WAYS)}
     return dict(found="tumor" if found else "no tumor found", **{name: dict(zip(CLASSES, a.tolist())) for name, a in zip(("areas_mm2", "weighted_mm2"), areas)}) | said
 
 # %% ../nbs/15_slide.ipynb #87922ba2
@@ -845,8 +844,7 @@ def slide_settings(
     overlap:float    # share of a tile's side
 ) -> dict:
     "All that the answers depend on."
-    model = hashlib.sha256(inside(run, "model.safetensors").read_bytes()).hexdigest()[:16]
-    return dict(slide=identity(slide), mpp=slide.mpp, reader=slide.reader, model=model, config=digest(read_json(inside(run, "config.json"))), tile_um=um, overlap=overlap)
+    return dict(slide=identity(slide), mpp=slide.mpp, reader=slide.reader, model=hashlib.sha256(inside(run, "model.safetensors").read_bytes()).hexdigest()[:16], config=digest(read_json(inside(run, "config.json"))), tile_um=um, overlap=overlap)
 
 def open_out(
     out:Path,       # the folder for one slide
@@ -991,13 +989,14 @@ def analyse_slides(
 ) -> pd.DataFrame:                    # indexed by slide: `patient`, `ratio`, `low`, `high`, `grade`, `reason`, empty where all went well
     "A folder of slides in parallel; what cannot be analysed is listed, and what was finished before is not done again."
     paths, run, out = find_slides(Path(folder)), Path(run), Path(out)
+    if patients and (absent := [p.name for p in paths if p.name not in patients]): raise InputError(f"patients: none named for {listing(absent)}")
     load_model(run)                                                             # what is wrong with the run is wrong for all
     work = (joblib.delayed(call_in)(os.getcwd(), try_slide, p, run, out/p.name, how) for p in paths)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped")
         reasons = list(tqdm(joblib.Parallel(-1 if jobs is None else jobs, return_as="generator")(work), "slides", len(paths), disable=None))
     done = [p for p, r in zip(paths, reasons) if not r]
-    owner = {p.name: (patients or {}).get(p.name, p.name) for p in paths}
+    owner = patients or {p.name: p.name for p in paths}
     if done: write_table(combine([out/p.name for p in done], {p.name: owner[p.name] for p in done}), out/"patients.csv")
     single = combine([out/p.name for p in done]) if done else pd.DataFrame(columns=["ratio", "low", "high", "grade"])
     table = single[["ratio", "low", "high", "grade"]].reindex([p.name for p in paths])
@@ -1030,15 +1029,22 @@ def named_shift(
         low, high = (middle, high) if ratio_at(tiles, tissue, middle) > known else (low, middle)
     return (low + high)/2
 
+def check_known(
+    results:list[dict],     # what `slide.json` holds, of each slide
+    known:dict[str,float]   # slide's file name -> its true ratio
+) -> None:                  # `InputError` where no shift can be asked of them
+    "Refuse ratios that are none, that lack, or slides that were analysed in different ways."
+    if absent := [r["slide"] for r in results if r["slide"] not in known]: raise InputError(f"known ratios: none for {listing(absent)}")
+    if wrong := [n for n, v in known.items() if not 0 <= v <= 1]: raise InputError(f"known ratios: {known[wrong[0]]} for {wrong[0]}, wanted a share from 0 to 1")
+    if len({(r["settings"]["model"], r["settings"]["shift"]) for r in results}) > 1: raise InputError("known ratios: slides of several models, or analysed with several shifts; analyse them alike")
+
 def fit_shift(
     outs:list[str|Path],    # folders of `analyse_slide`, of one run and one shift
     known:dict[str,float]   # slide's file name -> its true ratio, in [0, 1]
 ) -> tuple[float,pd.DataFrame]: # the shift to analyse other slides with, and by slide: `known`, `found`, `shift`, `left_out` (found with the others' shift)
     "Where the border between dead and living tumor has to lie, by slides whose ratio is known."
     results = [read_json(Path(o)/"slide.json") for o in outs]
-    if absent := [r["slide"] for r in results if r["slide"] not in known]: raise InputError(f"known ratios: none for {listing(absent)}")
-    if wrong := [n for n, v in known.items() if not 0 <= v <= 1]: raise InputError(f"known ratios: {known[wrong[0]]} for {wrong[0]}, wanted a share from 0 to 1")
-    if len({(r["settings"]["model"], r["settings"]["shift"]) for r in results}) != 1: raise InputError("known ratios: slides of several models, or analysed with several shifts; analyse them alike")
+    check_known(results, known)
     read = [(read_table(Path(o)/"tiles.parquet"), read_tissue(Path(o))) for o in outs]
     table = pd.DataFrame(dict(known=[float(known[r["slide"]]) for r in results], found=[ratio_at(*r, 0) for r in read]), [r["slide"] for r in results]).rename_axis("slide")
     shifts = np.array([named_shift(*r, k) for r, k in zip(read, table.known)])
