@@ -40,8 +40,7 @@ class Standardiser:
         features:pd.DataFrame # has every kept feature as a column
     ) -> np.ndarray:          # (tiles, features), float32; undefined values are 0
         "z-scores; `InputError` where a feature is missing."
-        missing = [f for f in self.mean.index if f not in features]
-        if missing: raise InputError(f"features: {listing(missing)} missing; extract them with the settings that the model was trained with")
+        if missing := [f for f in self.mean.index if f not in features]: raise InputError(f"features: {listing(missing)} missing; extract them with the settings that the model was trained with")
         values = features[self.mean.index].astype(float)
         if self.quantiles is not None: values = normal_scores(values, self.quantiles)
         return ((values - self.mean) / self.std).fillna(0).to_numpy(np.float32)

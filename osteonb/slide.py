@@ -694,7 +694,8 @@ def doubts(
     unlike:dict[str,float],     # of `unlike_share`
     blocks:int,                 # with tissue
     coarser:float,              # side of the slide's pixel over that of a training tile's
-    fitted:pd.DataFrame         # of `temperatures`
+    fitted:pd.DataFrame,        # of `temperatures`
+    shift:float                 # that the slide is analysed with
 ) -> list[str]:                 # sentences, the gravest first
     "What speaks against the figures, in words."
     said, damaged = [], int((tiles.reason != "").sum())
@@ -704,6 +705,7 @@ def doubts(
     if coarser > COARSER: said.append(f"The slide's pixels are {coarser:.1f} times as large as the training tiles': detail that the model looks for is not there.")
     if damaged: said.append(f"{damaged} of {len(tiles)} tiles could not be read; they are listed in tiles.parquet, and their tissue is not counted.")
     if blocks < 10: said.append(f"The interval rests on {blocks} block{'s'*(blocks != 1)} of tissue: it is too rough to lean on.")
+    if shift == 0: said.append("No slides of known ratio have set the border between dead and living tumor: the ratio may lean to one side.")
     if not len(fitted): said.append("The run has no predictions of validation tiles: probabilities are not calibrated.")
     for row in fitted[fitted.reason != ""].itertuples() if len(fitted) else (): said.append(f"Calibration of {TITLES[row.task].lower()}: {row.reason}.")
     return said
@@ -816,7 +818,7 @@ def slide_page(
     fig:Figure         # of `plot_map`
 ) -> Path:
     "One page that holds it all."
-    facts = {k: result[k] for k in ("slide", "reader", "mpp", "width", "height", "tiles", "damaged", "tissue_mm2", "not_seen_mm2", "run")}
+    facts = {k: result[k] for k in ("slide", "reader", "mpp", "width", "height", "tiles", "damaged", "tissue_mm2", "not_seen_mm2", "run")} | dict(shift=result["settings"]["shift"])
     facts |= {f"area, {TITLES[c].lower()}, mm²": round(v, 2) for c, v in result["areas_mm2"].items()} | {f"tiles unlike training, by {k}": f"{v:.0%}" for k, v in result["unlike"].items()}
     damaged = tiles[tiles.reason != ""][["x", "y", "reason"]]
     parts = [f"<h1>{escape(result['slide'])}</h1>", f'<p class="soft">{PURPOSE}</p>', caveat_box(result["doubts"]), ratio_section(result),
@@ -891,7 +893,7 @@ def write_result(
     p = smoothed(tiles, tiles[list(PROBABILITIES)].to_numpy(float), tissue.shape)
     blocks, classes, mm2 = block_areas(p, tissue, grid.um), class_map(p, tissue), (grid.um/1000)**2
     draws, unlike = redrawn(blocks), unlike_share(tiles, familiar)
-    said = doubts(tiles, unlike, len(blocks), slide.mpp*run_config(run).tile_size/(grid.um*CELLS), fitted)
+    said = doubts(tiles, unlike, len(blocks), slide.mpp*run_config(run).tile_size/(grid.um*CELLS), fitted, settings["shift"])
     unseen = float((tissue*np.isnan(p[..., 0])).sum()*mm2)
     result = dict(slide=slide.path.name, purpose=PURPOSE, **necrosis(blocks.sum(0), draws, grid.um*CELLS), doubts=said, unlike=unlike, reader=slide.reader, mpp=slide.mpp, width=slide.width, height=slide.height,
                   tiles=len(tiles), damaged=int((~good).sum()), tissue_mm2=round(float(tissue.sum()*mm2), 3), not_seen_mm2=round(unseen, 3), blocks=len(blocks), run=run.name, settings=settings, versions=versions())
