@@ -287,7 +287,7 @@ def osteonb_export(
     with whole(card) as part: part.write_text(text, encoding="utf-8")
     print(f"{path}: its probabilities differ from the model's by at most {worst:.0e}\nCard: {card}")
 
-# %% ../nbs/16_cli.ipynb #5a51cd0a
+# %% ../nbs/16_cli.ipynb #beca9e0c
 def by_slide(
     file:str,    # a CSV whose first column is `slide`
     column:str   # the column that is wanted
@@ -320,6 +320,7 @@ def say_shift(
     error = 100*by[["found", "left_out"]].sub(by.known, axis=0).abs().mean()
     print(f"\nMean absolute error on {len(by)} known slides: {error.found:.1f} points; {error.left_out:.1f} with the shift of the others. For other slides: --shift {shift:.2f}")
 
+# %% ../nbs/16_cli.ipynb #5a51cd0a
 @command
 def osteonb_slide(
     slides:str,               # a slide of any format of OpenSlide, a TIFF, or a folder of them
