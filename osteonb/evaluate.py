@@ -330,8 +330,7 @@ def as_json(
     "Metrics as nested dictionaries of plain Python values."
     nested = {}
     for row in metrics.itertuples():
-        value = None if np.isnan(row.value) else float(row.value)
-        nested.setdefault(row.scope, {})[row.metric] = dict(value=value, n=int(row.n), reason=str(row.reason))
+        nested.setdefault(row.scope, {})[row.metric] = dict(value=None if np.isnan(row.value) else float(row.value), n=int(row.n), reason=str(row.reason))
     return nested
 
 # %% ../nbs/11_evaluate.ipynb #a634c29e
