@@ -295,6 +295,7 @@ def by_slide(
     "Read what is known of each slide; `InputError` where a column or a value is missing."
     table = read_table(file, [column])
     if table.index.name != "slide": raise InputError(f"{file}: the first column is {table.index.name!r}, wanted 'slide', the file's name")
+    if not len(table): raise InputError(f"{file}: lists no slide")
     if table.index.has_duplicates: raise InputError(f"{file}: {table.index[table.index.duplicated()][0]} stands there twice")
     if table[column].isna().any(): raise InputError(f"{file}: no {column} for {table.index[table[column].isna()][0]}")
     return table[column].to_dict()
@@ -342,9 +343,10 @@ def osteonb_slide(
     owners, ratios = by_slide(patients, "patient") if patients else None, by_slide(known, "ratio") if known else None
     from osteonb import slide
     how = dict(mpp=mpp, tile_mpp=tile_mpp, overlap=overlap, shift=shift, cache=cache)
-    if not several: return say_slide(slide.analyse_slide(slides, model, out, jobs=jobs or 2, **how), out/"slide.html")
+    if not several: return say_slide(slide.analyse_slide(slides, model, out, jobs=jobs or -1, **how), out/"slide.html")
     there = [p.name for p in slide.find_slides(Path(slides))]
     if ratios and (absent := [n for n in ratios if n not in there]): raise InputError(f"{known}: {absent[0]} is no slide in {slides}")
+    if ratios: slide.check_known([], ratios)        # before hours of work
     table = slide.analyse_slides(slides, model, out, owners, jobs, **how)
     show(table.drop(columns="reason"))
     for name, reason in table.reason[table.reason != ""].items(): print(f"{name}: {reason}", file=sys.stderr)

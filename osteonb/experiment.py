@@ -119,21 +119,22 @@ def train_run(
     cache = Path(cache or cache_folder())
     if data is None: data = make_cohort(cache/f"synthetic-{config.tile_size}", size=config.tile_size, jobs=jobs)
     tables = read_data(config, data, jobs)
+    tiles, folds, model = tables["tiles.parquet"], tables["folds.parquet"], Path(out)/"model.safetensors"
+    due = config.model == "network" and not model.exists()
     if helps:
-        fit(config, tables["tiles.parquet"], tables["folds.parquet"], measure_quietly(config, tables["tiles.parquet"], cache, jobs)[0], out, cache)
+        if due: fit(config, tiles, folds, measure_quietly(config, tiles, cache, jobs)[0], out, cache)
         return Path(out)
     with alone(run := open_run(out, config)):
         keep_data(run, tables)
-        tiles, folds = tables["tiles.parquet"], tables["folds.parquet"]
         features, lacking = measure_quietly(config, tiles, cache, jobs)
         if features is not None:
             write_table(features, run/"features.parquet")
             write_table(lacking, run/"undefined.csv")
-        if config.model == "network" and not (run/"model.safetensors").exists():
+        if due:
             trained, history = fit(config, tiles, folds, features, run, cache)
             write_table(history.set_index("epoch"), run/"history.csv")
             save_trained(trained, run, trained_on(tiles, folds, features))
-        if (run/"model.safetensors").exists(): shutil.rmtree(run/"checkpoints", ignore_errors=True)   # killed while they went
+        if model.exists(): shutil.rmtree(run/"checkpoints", ignore_errors=True)   # killed while they went
     return run
 
 # %% ../nbs/13_experiment.ipynb #fb645b9c

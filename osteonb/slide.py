@@ -132,7 +132,7 @@ def write_slide(
     how = dict(photometric="rgb", metadata=None, compression="jpeg", compressionargs=dict(level=75)) | (dict(tile=(256, 256)) if tiled else dict(rowsperstrip=64))
     with whole(path) as part, tifffile.TiffWriter(part) as file:
         for level in range(levels):
-            small = np.ascontiguousarray(picture[::1, ::1]) if level == 0 else np.asarray(Image.fromarray(picture).reduce(2**level))
+            small = picture if level == 0 else np.asarray(Image.fromarray(picture).reduce(2**level))
             scale = {} if mpp is None else dict(resolution=(1e4/mpp/2**level,)*2, resolutionunit="CENTIMETER")
             file.write(small, subfiletype=int(level > 0), **scale, **how)
 
@@ -855,9 +855,10 @@ def open_out(
     "Begin a folder, or go on with one; `InputError` where something else lies there."
     file = out/"settings.json"
     if occupied(out) and not file.exists(): raise InputError(f"{out}: holds something that is no slide's analysis; choose an empty or a new folder")
-    if file.exists() and (begun := read_json(file)) != settings:
-        name = next(k for k in settings if begun.get(k) != settings[k])
-        raise InputError(f"{out}: holds another analysis ({name}: {begun.get(name)!r} there, {settings[name]!r} now); choose another folder or delete it")
+    begun = read_json(file) if file.exists() else settings
+    if not isinstance(begun, dict): raise InputError(f"{file}: holds no settings; choose another folder or delete this one")
+    for name in (k for k in begun | settings if begun.get(k) != settings.get(k)):
+        raise InputError(f"{out}: holds another analysis ({name}: {begun.get(name)!r} there, {settings.get(name)!r} now); choose another folder or delete it")
     if not file.exists(): write_json(settings, file)
 
 # %% ../nbs/15_slide.ipynb #a7337c2f
@@ -991,7 +992,7 @@ def analyse_slides(
 ) -> pd.DataFrame:                    # indexed by slide: `patient`, `ratio`, `low`, `high`, `grade`, `reason`, empty where all went well
     "A folder of slides in parallel; what cannot be analysed is listed, and what was finished before is not done again."
     paths, run, out = find_slides(Path(folder)), Path(run), Path(out)
-    if patients and (absent := [p.name for p in paths if p.name not in patients]): raise InputError(f"patients: none named for {listing(absent)}")
+    if patients is not None and (absent := [p.name for p in paths if p.name not in patients]): raise InputError(f"patients: none named for {listing(absent)}")
     load_model(run)                                                             # what is wrong with the run is wrong for all
     work = (joblib.delayed(call_in)(os.getcwd(), try_slide, p, run, out/p.name, how) for p in paths)
     with warnings.catch_warnings():
@@ -1037,7 +1038,7 @@ def check_known(
 ) -> None:                  # `InputError` where no shift can be asked of them
     "Refuse ratios that are none, that lack, or slides that were analysed in different ways."
     if absent := [r["slide"] for r in results if r["slide"] not in known]: raise InputError(f"known ratios: none for {listing(absent)}")
-    if wrong := [n for n, v in known.items() if not 0 <= v <= 1]: raise InputError(f"known ratios: {known[wrong[0]]} for {wrong[0]}, wanted a share from 0 to 1")
+    if wrong := [n for n, v in known.items() if not isinstance(v, (int, float)) or not 0 <= v <= 1]: raise InputError(f"known ratios: {known[wrong[0]]!r} for {wrong[0]}, wanted a share from 0 to 1")
     if len({(r["settings"]["model"], r["settings"]["shift"]) for r in results}) > 1: raise InputError("known ratios: slides of several models, or analysed with several shifts; analyse them alike")
 
 def fit_shift(
