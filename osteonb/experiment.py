@@ -120,9 +120,9 @@ def train_run(
     if data is None: data = make_cohort(cache/f"synthetic-{config.tile_size}", size=config.tile_size, jobs=jobs)
     tables = read_data(config, data, jobs)
     tiles, folds, model = tables["tiles.parquet"], tables["folds.parquet"], Path(out)/"model.safetensors"
-    due = config.model == "network" and not model.exists()
+    def due() -> bool: return config.model == "network" and not model.exists()      # asked when nobody else works here
     if helps:
-        if due: fit(config, tiles, folds, measure_quietly(config, tiles, cache, jobs)[0], out, cache)
+        if due(): fit(config, tiles, folds, measure_quietly(config, tiles, cache, jobs)[0], out, cache)
         return Path(out)
     with alone(run := open_run(out, config)):
         keep_data(run, tables)
@@ -130,7 +130,7 @@ def train_run(
         if features is not None:
             write_table(features, run/"features.parquet")
             write_table(lacking, run/"undefined.csv")
-        if due:
+        if due():
             trained, history = fit(config, tiles, folds, features, run, cache)
             write_table(history.set_index("epoch"), run/"history.csv")
             save_trained(trained, run, trained_on(tiles, folds, features))
