@@ -113,14 +113,14 @@ def train_run(
     jobs:int|None=None       # processes; None for one a core
 ) -> Path:                   # the run folder, with its model; a baseline keeps none
     "From tiles to a trained model: read, split, measure, fit. A process that helps another one to train writes nothing."
-    feature_names(config.channels, config.masks, config.classes) # a misspelt name, another run's folder
-    make_backbone(config)                           # or weights that cannot be had
-    if not (helps := follows(config)): check_run(out, config)       # are errors before any work
+    feature_names(config.channels, config.masks, config.classes) # a misspelt name,
+    make_backbone(config)                           # weights that cannot be had,
+    if not (helps := follows(config)): check_run(out, config)       # or another run's folder are errors before any work
     cache = Path(cache or cache_folder())
     if data is None: data = make_cohort(cache/f"synthetic-{config.tile_size}", size=config.tile_size, jobs=jobs)
     tables = read_data(config, data, jobs)
     tiles, folds, model = tables["tiles.parquet"], tables["folds.parquet"], Path(out)/"model.safetensors"
-    def due() -> bool: return config.model == "network" and not model.exists()      # asked when nobody else works here
+    def due() -> bool: return config.model == "network" and not model.exists()
     if helps:
         if due(): fit(config, tiles, folds, measure_quietly(config, tiles, cache, jobs)[0], out, cache)
         return Path(out)
