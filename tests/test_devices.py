@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from osteonb.core import CLASSES, configure, read_table
-from osteonb.synthetic import make_cohort
-from osteonb.train import fit
+from osteonb.core.config import configure; from osteonb.core.files import read_table; from osteonb.core.labels import CLASSES
+from osteonb.synthetic.cohort import make_cohort
+from osteonb.models.training import fit
 
 
 def cohort(folder, n=40):
@@ -25,11 +25,11 @@ def cohort(folder, n=40):
 def test_two_processes_give_what_one_gives(tmp_path):
     "Batches of 7 and 8, shared as 4 and 4 with one tile twice; the backbone has layer normalisation."
     tiles, folds, features = cohort(tmp_path)
-    settings = dict(backbone="convnext_atto", weights="none", image_size=32, frozen=False, augment=True, max_epochs=3, min_epochs=3, batch_size=9)
+    settings = dict(backbone="convnext_atto", pretrained_weights="none", image_size=32, freeze_backbone=False, augment=True, max_epochs=3, min_epochs=3, batch_size=9)
     (one, alone), (two, shared) = (fit(configure(**settings, devices=d), tiles, folds, features, tmp_path/str(d), tmp_path/"cache") for d in (1, 2))
     pd.testing.assert_frame_equal(alone, shared, rtol=1e-3)
     for name, tensor in one.net.state_dict().items(): assert torch.allclose(tensor.float(), two.net.state_dict()[name].float(), atol=.01), name
-    start = fit(configure(**settings | dict(max_epochs=1, min_epochs=0, lr=1e-12)), tiles, folds, features, cache=tmp_path/"cache")[0].net.state_dict()
+    start = fit(configure(**settings | dict(max_epochs=1, min_epochs=0, lr=1e-12)), tiles, folds, features, cache_dir=tmp_path/"cache")[0].net.state_dict()
     moved = max((one.net.state_dict()[k] - v).abs().max() for k, v in start.items() if v.is_floating_point())
     apart = max((one.net.state_dict()[k] - v).abs().max() for k, v in two.net.state_dict().items() if v.is_floating_point())
     assert apart < moved/2, (apart, moved)
@@ -42,15 +42,15 @@ def test_two_processes_give_what_one_gives(tmp_path):
 def test_compiled(tmp_path):
     "A compiled backbone trains as another does, and is kept under the same names."
     tiles, folds, features = cohort(tmp_path, 24)
-    settings = dict(backbone="test_resnet", weights="none", image_size=32, frozen=False, max_epochs=2, min_epochs=2, batch_size=6)
-    (plain, usual), (fast, compiled) = (fit(configure(**settings, compiled=c), tiles, folds, features, cache=tmp_path/"cache") for c in (False, True))
+    settings = dict(backbone="test_resnet", pretrained_weights="none", image_size=32, freeze_backbone=False, max_epochs=2, min_epochs=2, batch_size=6)
+    (plain, usual), (fast, compiled) = (fit(configure(**settings, compile_backbone=c), tiles, folds, features, cache_dir=tmp_path/"cache") for c in (False, True))
     pd.testing.assert_frame_equal(usual, compiled, rtol=1e-2)
     assert list(plain.net.state_dict()) == list(fast.net.state_dict())
 
 
 def test_two_machines_give_what_one_gives(tmp_path):
     "torchrun twice, as on two machines with a processor each that see the same disk: one run folder, the history of a single process, and no file more."
-    data, bin = make_cohort(tmp_path/"cohort", scale=.25, size=64, jobs=1), Path(sys.executable).parent
+    data, bin = make_cohort(tmp_path/"cohort", scale=.25, size=64, n_jobs=1), Path(sys.executable).parent
     settings = "tile_size=64 image_size=32 backbone=convnext_atto weights=none frozen=false augment=true max_epochs=2 min_epochs=2 batch_size=9"
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     def train(folder, more, *launcher):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from osteonb.download import COLLECTION, download, on_disk
-from osteonb.synthetic import make_cohort
-from osteonb.tiles import read_tcia
+from osteonb.data.download import _PATHDB_COLLECTION, download_release, _tiles_on_disk
+from osteonb.synthetic.cohort import make_cohort
+from osteonb.data.tcia import read_release
 
 SIZE = 64     # side of a tile: 12 kB as TIFF, while the table has 4 kB
 CALL = "import json, sys; from osteonb.download import download; root, settings = json.loads(sys.argv[1]); download(root, **settings)"
@@ -29,20 +29,20 @@ class Server(SimpleHTTPRequestHandler):
 def release(tmp_path, monkeypatch):
     "A server with a small release; gives the settings for `download`."
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    web, cohort = tmp_path/"web", make_cohort(tmp_path/"cohort", scale=.05, size=SIZE, jobs=1)
+    web, cohort = tmp_path/"web", make_cohort(tmp_path/"cohort", scale=.05, size=SIZE, n_jobs=1)
     files = [p.relative_to(cohort).with_suffix(".tiff") for p in sorted(cohort.rglob("*.jpg"))]
     for file in files:
         (web/file).parent.mkdir(parents=True, exist_ok=True)
         Image.open((cohort/file).with_suffix(".jpg")).save(web/file)
     (web/"listofimages").mkdir()
-    (web/"listofimages"/str(COLLECTION)).write_text(json.dumps([dict(field_wsiimage=[dict(url=f"http://elsewhere/{f.as_posix()}")]) for f in files]))
+    (web/"listofimages"/str(_PATHDB_COLLECTION)).write_text(json.dumps([dict(field_wsiimage=[dict(url=f"http://elsewhere/{f.as_posix()}")]) for f in files]))
     table = next(cohort.glob("*.csv"))
     (web/table.name).write_bytes(table.read_bytes())
     Server.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=web)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
-        yield dict(table=f"{base}/{table.name}", pathdb=base, sha256=hashlib.sha256(table.read_bytes()).hexdigest(), tile_size=SIZE, jobs=2, pause=.01)
+        yield dict(table=f"{base}/{table.name}", pathdb=base, sha256=hashlib.sha256(table.read_bytes()).hexdigest(), tile_size=SIZE, n_jobs=2, pause=.01)
         server.shutdown()
 
 
@@ -64,12 +64,12 @@ def wait_for(root, process, count=3):
 def check_resumed(root, settings):
     "What was there before is good and is not asked for again; afterwards all is there."
     before = {p.stem for p in tiffs(root)}
-    assert (on_disk(root, SIZE, 1).reason == "").all()
+    assert (_tiles_on_disk(root, SIZE, 1).reason == "").all()
     Server.asked.clear()
-    done = download(root, **settings)
+    done = download_release(root, **settings)
     asked = {Path(a).stem for a in Server.asked if a.endswith(".tiff")}
     assert before and asked == set(done.index) - before == set(done.index[done.fetched])
-    tiles, excluded = read_tcia(root, tile_size=SIZE)
+    tiles, excluded = read_release(root, tile_size=SIZE)
     assert len(tiles) == len(done) and not len(excluded)
 
 
@@ -96,7 +96,7 @@ def test_killed_twenty_times(release, tmp_path):
                 process.kill()
                 kills += 1
             process.communicate(timeout=30)
-            assert not folder.exists() or (on_disk(folder, SIZE, 1).reason == "").all()      # what has a name is whole
+            assert not folder.exists() or (_tiles_on_disk(folder, SIZE, 1).reason == "").all()      # what has a name is whole
             if process.returncode == 0: break
             if kills == 20: assert begin(folder, release).wait(60) == 0; break
         assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == whole
@@ -121,4 +121,4 @@ def test_disk_refuses(release, tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "tiles are missing" in said and "not written (File too large)" in said
     assert sorted(p.suffix for p in (tmp_path/"to").rglob("*") if p.is_file()) == [".csv", ".txt"]
-    assert all(download(tmp_path/"to", **release).fetched)
+    assert all(download_release(tmp_path/"to", **release).fetched)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings, strategies as st
 from PIL import Image, features
 
-from osteonb.core import CLASSES, PROBABILITIES, Config, InputError, computed_once, configure, digest, kept, read_json, run_config, write_json, write_table
-from osteonb.evaluate import evaluate, per_patient
-from osteonb.grid import changes, read_grid, variant_configs
-from osteonb.tiles import COLUMNS, ENDINGS, LABELS, SOURCE_FEATURES, parse_name, read_list, read_release_table, read_tcia
+from osteonb.core.cache import compute_table_rows, _kept; from osteonb.core.config import Config, configure; from osteonb.core.errors import InputError; from osteonb.core.files import json_digest, read_json, write_json, write_table; from osteonb.core.labels import CLASSES, PROBABILITY_COLUMNS; from osteonb.core.runs import run_config
+from osteonb.evaluation.metrics import evaluate; from osteonb.evaluation.tables import _evaluate_per_patient
+from osteonb.experiments.grid import _setting_changes, read_grid, _variant_configs
+from osteonb.data.images import _IMAGE_SUFFIXES; from osteonb.data.tcia import RELEASE_COLUMNS, RELEASE_LABELS, _SOURCE_FEATURES, parse_tile_name, _read_release_table, read_release; from osteonb.data.tiles import _read_tile_list
 
 MORE = int(os.environ.get("OSTEONB_FUZZ", "1"))
 SECONDS = 30          # that one input may take, on a busy machine too
@@ -171,27 +171,27 @@ spelt = st.builds(lambda *parts: "".join(parts), st.sampled_from(["Case 3", "cas
 @given(spelt | st.text(max_size=40))
 def test_names(name):
     "A name is none, or plain parts that are spelt back."
-    parts = tried(lambda: parse_name(name))
+    parts = tried(lambda: parse_tile_name(name))
     if parts is None: return
-    assert re.fullmatch(r"(Case-\d+|P\d+)(-P\d+)?-[A-Z]\d+-\d+-\d+", parts["tile"], re.A) and parse_name(parts["tile"]) == parts
+    assert re.fullmatch(r"(Case-\d+|P\d+)(-P\d+)?-[A-Z]\d+-\d+-\d+", parts["tile"], re.A) and parse_tile_name(parts["tile"]) == parts
     assert parts["tile"] == f"{parts['slide']}-{parts['x']}-{parts['y']}" and parts["slide"].startswith(parts["patient"]) and max(parts["x"], parts["y"]) < 10**9
     letters = lambda text: re.sub(r"[ _-]+", "", re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"\.(jpe?g|png|tiff?)$", "", text.strip().lower())))
     assert letters(name) == letters(parts["tile"])
 
 
 @pytest.mark.parametrize("name", ["Case ٣ A10-1-2", "Caſe 3 A10-1-2", "P９ B6-1-2", "Case 3 A10-" + "1"*5000 + "-2", "Case 3 A10-1-1234567890", "Case 3 A10-1\0-2"])
-def test_names_that_are_none(name): assert parse_name(name) is None
+def test_names_that_are_none(name): assert parse_tile_name(name) is None
 
 
 @pytest.mark.parametrize("name", ["Case 03 A10-1-2", "Case 3 A010-1-2", "Case 3 A10-01-002.jpg"])
-def test_zeros_before_a_number(name): assert parse_name(name) == parse_name("Case 3 A10-1-2")
+def test_zeros_before_a_number(name): assert parse_tile_name(name) == parse_tile_name("Case 3 A10-1-2")
 
 
 # The release's table.
 
 NAMES = ["Case 3 A10-1-2", "Case 3 A10-3-4", "Case 4 C21-5-6", "Case 48 - P5 C13-7-8", "P9 B6-9-10"]
-ROWS = [list(COLUMNS)] + [[str(i + 1), name, str(i + 1), *[f"{i}.5"]*8, "1", "1", str(i), "1", *[f"{i}.{j}" for j in range(53)], label]
-                          for i, (name, label) in enumerate(zip(NAMES, [*LABELS, "Non-Tumor"]))]
+ROWS = [list(RELEASE_COLUMNS)] + [[str(i + 1), name, str(i + 1), *[f"{i}.5"]*8, "1", "1", str(i), "1", *[f"{i}.{j}" for j in range(53)], label]
+                          for i, (name, label) in enumerate(zip(NAMES, [*RELEASE_LABELS, "Non-Tumor"]))]
 CELLS = ["", "NA", "nan", "inf", "-1e400", "1e5", " 1.5 ", "1,5", "1_0", "0x10", "True", "٣", "abc", "\0", "9"*30, "é"*3000, 'a"b', "a\nb", "Viable", "Case 3 A10-1-2", "case_3_A10-01-2", "Case ٣ A10-1-2", "image.name"]
 CODECS = ["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"]
 
@@ -240,14 +240,14 @@ def test_release_table(data, tmp_path_factory):
     "What is accepted says of each tile what stands in its own row."
     file = tmp_path_factory.mktemp("table")/"ML_Features.csv"
     file.write_bytes(data)
-    table = tried(lambda: read_release_table(file), file.name)
+    table = tried(lambda: _read_release_table(file), file.name)
     if table is REFUSED: return
     rows, head = by_hand(data)
-    assert len(table) == len(rows) and set(table.label) <= set(LABELS.values()) and table.index.is_unique
-    assert all(head.count(c) == 1 for c in COLUMNS[1:])
+    assert len(table) == len(rows) and set(table.label) <= set(RELEASE_LABELS.values()) and table.index.is_unique
+    assert all(head.count(c) == 1 for c in RELEASE_COLUMNS[1:])
     for row, (tile, read) in zip(rows, table.iterrows()):
-        assert parse_name(row["image.name"])["tile"] == tile and LABELS[row["classification"].strip()] == read.label
-        for c in SOURCE_FEATURES:
+        assert parse_tile_name(row["image.name"])["tile"] == tile and RELEASE_LABELS[row["classification"].strip()] == read.label
+        for c in _SOURCE_FEATURES:
             value = read[f"tcia_{c}"]
             if math.isnan(value): assert row.get(c, "").strip() in ("", "NA", "nan", "N/A", "n/a", "null", "NULL", "None", "NaN", "#N/A", "<NA>", "-nan", "-NaN"), (c, row.get(c))
             else: assert math.isclose(float(row[c]), value, rel_tol=1e-12) and math.isfinite(value)
@@ -267,12 +267,12 @@ def test_release_table(data, tmp_path_factory):
 }.items(), ids=lambda v: v if isinstance(v, str) else "edit")
 def test_release_table_refused(what, change, tmp_path):
     (tmp_path/"t.csv").write_text(change(as_csv(ROWS, lineterminator="\n")))
-    assert tried(lambda: read_release_table(tmp_path/"t.csv"), "t.csv") is REFUSED
+    assert tried(lambda: _read_release_table(tmp_path/"t.csv"), "t.csv") is REFUSED
 
 
 def test_release_table_good(tmp_path):
     (tmp_path/"t.csv").write_text(as_csv(ROWS))
-    assert read_release_table(tmp_path/"t.csv").label.tolist() == [*LABELS.values(), "non_tumor"]
+    assert _read_release_table(tmp_path/"t.csv").label.tolist() == [*RELEASE_LABELS.values(), "non_tumor"]
 
 
 # A release on disk.
@@ -317,13 +317,13 @@ def test_release(done, tmp_path_factory):
         elif what == "same table" and (root/"ML_Features.csv").exists(): shutil.copy(root/"ML_Features.csv", place/"copy.csv")
         elif what == "no table": (root/"ML_Features.csv").unlink(missing_ok=True)
         elif file.is_file() and what in ("empty", "text", "large", "grey"): file.write_bytes(dict(empty=b"", text=b"no picture", large=encoded(i, side=9), grey=encoded(i, kind="GIF"))[what])
-    found = tried(lambda: read_tcia(root, tile_size=8, jobs=1), root, "ML_", "copy.csv")
+    found = tried(lambda: read_release(root, tile_size=8, n_jobs=1), root, "ML_", "copy.csv")
     if found is REFUSED: return
     tiles, excluded = found
-    rows = {parse_name(n)["tile"] for n in NAMES}
-    there = {parse_name(p.name)["tile"] for p in place.iterdir() if p.suffix.lower() in ENDINGS and p.is_file() and p.name[0] != "."}
+    rows = {parse_tile_name(n)["tile"] for n in NAMES}
+    there = {parse_tile_name(p.name)["tile"] for p in place.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES and p.is_file() and p.name[0] != "."}
     assert set(tiles.index) | set(excluded.index) == rows | there and not set(tiles.index) & set(excluded.index) and (excluded.reason != "").all()
-    for tile, path in tiles.path.items(): assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(io.BytesIO(encoded([parse_name(n)["tile"] for n in NAMES].index(tile))))))
+    for tile, path in tiles.path.items(): assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(io.BytesIO(encoded([parse_tile_name(n)["tile"] for n in NAMES].index(tile))))))
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder"])
@@ -333,7 +333,7 @@ def test_release_of_other_things(what, tmp_path):
     for path in (root/"Training-Set-1"/"set1"/"P9-B6-9-10.jpg", root/"other.csv"):
         path.unlink(missing_ok=True)
         os.mkfifo(path) if what == "pipe" else path.mkdir()
-    tiles, excluded = tried(lambda: read_tcia(root, tile_size=8, jobs=1))
+    tiles, excluded = tried(lambda: read_release(root, tile_size=8, n_jobs=1))
     assert len(tiles) == 4 and excluded.reason.to_dict() == {"P9-B6-9-10": "no file"}
 
 
@@ -344,14 +344,14 @@ WORDS = ["", " ", "viable", "Viable", "VIABLE", "A", "..", "A/B", "a.png", "../a
 
 
 @examples(200)
-@given(data=tables(LIST, WORDS), mixed=st.sampled_from(["non-viable", "viable", "drop"]))
-def test_list(data, mixed, tmp_path_factory):
+@given(data=tables(LIST, WORDS), mixed_label=st.sampled_from(["non-viable", "viable", "drop"]))
+def test_list(data, mixed_label, tmp_path_factory):
     "Every line of a list is a tile or an exclusion, and says what stands in its own line."
     root = tmp_path_factory.mktemp("list")
     (root/"sub").mkdir()
     for i, name in enumerate(["a.png", "b.png", "sub/c.jpg"]): (root/name).write_bytes(encoded(i, "PNG"))
     (root/"list.csv").write_bytes(data)
-    found = tried(lambda: read_list(root/"list.csv", mixed, 8, 1), "list.csv", root)
+    found = tried(lambda: _read_tile_list(root/"list.csv", mixed_label, 8, 1), "list.csv", root)
     if found is REFUSED: return
     (tiles, excluded), (rows, head) = found, by_hand(data)
     assert len(tiles) + len(excluded) == len(rows) and set(tiles.label) <= set(CLASSES) and all(head.count(c) == 1 for c in LIST[0] if c in head)
@@ -360,9 +360,9 @@ def test_list(data, mixed, tmp_path_factory):
         tile = row.get("tile", Path(row["path"]).stem)
         assert tile and (tile in tiles.index) != (tile in excluded.index)
         if tile in excluded.index: continue
-        read, known = tiles.loc[tile], LABELS | {v: v for v in LABELS.values()}
+        read, known = tiles.loc[tile], RELEASE_LABELS | {v: v for v in RELEASE_LABELS.values()}
         assert (read.patient, read.slide) == (row["patient"], row["slide"]) and Path(read.path) == (root/row["path"]).resolve()
-        assert read.label == known[row["label"]].replace("mixed", mixed.replace("-", "_"))
+        assert read.label == known[row["label"]].replace("mixed", mixed_label.replace("-", "_"))
         for c in ("x", "y"): assert math.isnan(read[c]) if not row.get(c) else math.isclose(read[c], float(row[c])) and math.isfinite(read[c])
 
 
@@ -379,7 +379,7 @@ def test_list(data, mixed, tmp_path_factory):
 def test_list_refused(what, text, tmp_path):
     (tmp_path/"list.csv").write_text(text)
     (tmp_path/"a.png").write_bytes(encoded(0, "PNG"))
-    assert tried(lambda: read_list(tmp_path/"list.csv", tile_size=8), "list.csv", tmp_path) is REFUSED
+    assert tried(lambda: _read_tile_list(tmp_path/"list.csv", tile_size=8), "list.csv", tmp_path) is REFUSED
 
 
 # Pictures.
@@ -434,7 +434,7 @@ RGB = ["jpeg", "progressive", "turned", "png", "apng", "tiff", "pages", "lzw", "
 @pytest.mark.parametrize("name", PICTURES)
 def test_kind_of_picture(name, worker, tmp_path):
     "Every kind of picture under every ending: what is 8-bit RGB in JPEG, PNG or TIFF is read as Pillow reads it, its first page alone and as it is stored; anything else is refused."
-    for ending in (*ENDINGS, ".TIFF", ".bmp", ""):
+    for ending in (*_IMAGE_SUFFIXES, ".TIFF", ".bmp", ""):
         file = tmp_path/f"tile{ending}"
         file.write_bytes(PICTURES[name])
         read = worker("tile", file)
@@ -514,9 +514,9 @@ def check_config(config, folder):
         value = getattr(config, name)
         assert type(value) is type(default) and (not isinstance(value, float) or math.isfinite(value)), name
         assert not isinstance(value, tuple) or value and all(type(v) is str for v in value), name
-    assert 0 <= config.seed < 2**32 and max(config.width, config.gate_width, config.image_size) <= 10**4 and max(config.tile_size, config.batch_size) <= 10**6
-    write_json(dataclasses.asdict(config), folder/"config.json")
-    assert run_config(folder) == config
+    assert 0 <= config.training.seed < 2**32 and max(config.model.width, config.model.gate_width, config.model.image_size) <= 10**4 and max(config.data.tile_size, config.training.batch_size) <= 10**6
+    write_json(config.to_dict(), folder/"config.json")
+    assert Run(folder).config == config
 
 
 
@@ -542,7 +542,7 @@ def test_configure(changed, tmp_path_factory):
 def test_run_config(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder/"config.json").write_bytes(text)
-    config = tried(lambda: run_config(folder), "config.json", "setting", "preset")
+    config = tried(lambda: Run(folder).config, "config.json", "setting", "preset")
     if config is not REFUSED: check_config(config, folder)
 
 
@@ -551,12 +551,12 @@ def test_run_config(text, tmp_path_factory):
     '{"classes": [["objects"]]}', '{"test_patient": "\\ud800"}', '{"width": 1000000000}', '{"image_size": 1000000000}', '{"tile_size": 1000000000}', "["*100000, '{"a":'*100000], ids=lambda t: t[:28])
 def test_config_refused(text, tmp_path):
     (tmp_path/"config.json").write_text(text)
-    assert tried(lambda: run_config(tmp_path), "config.json", "setting", "preset") is REFUSED
+    assert tried(lambda: Run(tmp_path).config, "config.json", "setting", "preset") is REFUSED
 
 
 # Grids.
 
-GRID = dict(name="a grid", base=dict(modality="radiomics", features="release"), variants={"chained": {}, "flat": dict(head="flat"), "logistic": dict(model="logistic", against="flat"), "nested": dict(candidates=[dict(select=20), {}])},
+GRID = dict(name="a grid", base=dict(modality="radiomics", feature_source="release"), variants={"chained": {}, "flat": dict(head="flat"), "logistic": dict(model="logistic", against="flat"), "nested": dict(candidates=[dict(n_features=20), {}])},
             reference="chained", claims=dict(hierarchical=["chained", "flat"]), splits=["patient", "tile"], folds=3, seeds=[0, 1], draws=10)
 
 
@@ -572,8 +572,8 @@ def check_grid(grid):
     "A grid that was accepted can be written out to its last cell."
     assert grid.splits and grid.seeds and grid.comparisons is not None and grid.reference in grid.variants and len(set(grid.seeds)) == len(grid.seeds)
     for name in grid.variants:
-        for seed in grid.seeds: assert all(c.seed == seed for c in variant_configs(grid, name, seed))
-    for a, b in grid.comparisons: assert a != b and all(isinstance(c, str) for c in changes(grid, a, b))
+        for seed in grid.seeds: assert all(c.training.seed == seed for c in _variant_configs(grid, name, seed))
+    for a, b in grid.comparisons: assert a != b and all(isinstance(c, str) for c in _setting_changes(grid, a, b))
 
 
 @examples(250)
@@ -621,16 +621,16 @@ TILES = pd.DataFrame(dict(sha256=[f"{i:064x}" for i in (0, 1, 2, 3, 4, 4)]), ind
 def measured(tiles, groups): return {g: pd.DataFrame(dict(value=[int(s, 16)*2. for s in tiles.sha256], word=list(tiles.sha256)), tiles.index) for g in groups}
 
 
-def cached(folder): return computed_once(folder, dict(group=dict(version=1)), TILES, measured, block=2)["group"]
+def cached(folder): return compute_table_rows(folder, dict(group=dict(version=1)), TILES, measured, block=2)["group"]
 
 
 @examples(80)
 @given(data=st.data())
 def test_cache(data, tmp_path_factory):
     "Whatever happens to a cache, the values are right, twice in a row."
-    cache = tmp_path_factory.mktemp("cache")
-    good = cached(cache)
-    parts = sorted((cache/digest(dict(version=1))).iterdir())
+    cache_dir = tmp_path_factory.mktemp("cache")
+    good = cached(cache_dir)
+    parts = sorted((cache_dir/json_digest(dict(version=1))).iterdir())
     for _ in range(data.draw(st.integers(1, 3))):
         part, how = data.draw(st.sampled_from(parts)), data.draw(st.sampled_from(["damage", "damage", "gone", "renamed", "another's", "foreign", "settings", "empty"]))
         if how == "foreign": (part.parent/"foreign.parquet").write_bytes(data.draw(st.binary(max_size=20)))
@@ -641,11 +641,11 @@ def test_cache(data, tmp_path_factory):
         elif how == "another's": part.write_bytes(parts[0].read_bytes() if parts[0].exists() else b"")
         elif how == "settings": (part.parent/"settings.json").write_text(data.draw(st.text(max_size=10)))
         elif how == "empty": part.write_bytes(b"")
-    for _ in range(2): pd.testing.assert_frame_equal(tried(lambda: cached(cache)), good)
+    for _ in range(2): pd.testing.assert_frame_equal(tried(lambda: cached(cache_dir)), good)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pd.testing.assert_frame_equal(cached(cache), good)                # and nothing is left to be reported
-    assert set(kept(cache/digest(dict(version=1))).index) == set(TILES.sha256)
+        pd.testing.assert_frame_equal(cached(cache_dir), good)                # and nothing is left to be reported
+    assert set(_kept(cache_dir/json_digest(dict(version=1))).index) == set(TILES.sha256)
 
 
 # Run folders.
@@ -653,24 +653,24 @@ def test_cache(data, tmp_path_factory):
 def run_folder(folder, **settings):
     "A run folder that is complete but for its training: a network as it was drawn."
     import torch
-    from osteonb import dataset, model, predict
+    from osteonb.models.backbone import make_backbone; from osteonb.models.checkpoint import _read_scaler, load_model, save_model; from osteonb.models.fusion import TrainedModel, make_network; from osteonb.models.scaling import fit_scaler
     random = np.random.default_rng(0)
-    config = configure(width=8, gate_width=4, scale="rank", test_patient="C", backbone="test_efficientnet", weights="none", image_size=32, **settings)
+    config = configure(width=8, gate_width=4, feature_scaling="rank", test_patient="C", backbone="test_efficientnet", pretrained_weights="none", image_size=32, **settings)
     index = pd.Index([f"t{i}" for i in range(12)], name="tile")
     paths = [folder.parent/f"{t}.png" for t in index]
     for path in paths: Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     sums = [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
     tiles = pd.DataFrame(dict(path=[str(p) for p in paths], patient=list("AAAABBBBCCCC"), slide=list("aabbccddeeff"), x=0., y=0., label=list(CLASSES)*4, cohort="own", sha256=sums), index)
     folds = pd.DataFrame(dict(fold="C", part=["train"]*4 + ["valid"]*4 + ["test"]*4), index)
-    features = None if config.modality == "image" else pd.DataFrame(random.normal(size=(12, 4)), index, ["f1", "f2", "f3", "f4"])
-    s = None if features is None else dataset.fit_standardiser(features, index[:4], "rank")
+    features = None if config.model.modality == "image" else pd.DataFrame(random.normal(size=(12, 4)), index, ["f1", "f2", "f3", "f4"])
+    s = None if features is None else fit_scaler(features, index[:4], "rank")
     torch.manual_seed(0)
-    backbone = model.make_backbone(config)
-    trained = model.Trained(config, model.make_net(config, backbone, s).eval(), s, backbone)
-    write_json(dataclasses.asdict(config), folder/"config.json")
+    backbone = make_backbone(config)
+    trained = TrainedModel(config, make_network(config, backbone, s).eval(), s, backbone)
+    write_json(config.to_dict(), folder/"config.json")
     tables = {k: v for k, v in {"tiles.parquet": tiles, "folds.parquet": folds, "features.parquet": features}.items() if v is not None}
     for name, table in tables.items(): write_table(table, folder/name)
-    predict.save_trained(trained, folder, tables)
+    save_model(trained, folder, tables)
     return folder
 
 
@@ -680,7 +680,7 @@ def run(tmp_path_factory):
     return run_folder(tmp_path_factory.mktemp("good")/"run", modality="radiomics")
 
 
-@pytest.fixture(scope="module", params=[dict(modality="radiomics"), dict(), dict(modality="image", frozen=False)], ids=["radiomics", "fusion", "image, trained along"])
+@pytest.fixture(scope="module", params=[dict(modality="radiomics"), dict(), dict(modality="image", freeze_backbone=False)], ids=["radiomics", "fusion", "image, trained along"])
 def any_run(request, tmp_path_factory):
     "One of each kind."
     return run_folder(tmp_path_factory.mktemp("any")/"run", **request.param)
@@ -732,22 +732,22 @@ DAMAGED = {"mean is a list": dict(mean=[0, 0]), "mean is a number": dict(mean=3)
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_standardiser_refused(what, tmp_path):
-    from osteonb.predict import read_standardiser
+    from osteonb.models.checkpoint import _read_scaler
     (tmp_path/"standardiser.json").write_text(json.dumps({**STANDARDISER, **DAMAGED[what]}))
-    assert tried(lambda: read_standardiser(tmp_path/"standardiser.json"), "standardiser.json") is REFUSED
+    assert tried(lambda: _read_scaler(tmp_path/"standardiser.json"), "standardiser.json") is REFUSED
 
 
 def test_weights_with_a_flipped_bit(run, tmp_path):
     "Every byte of the file counts: names, shapes and numbers."
     import torch
-    from osteonb.predict import load_trained
+    from osteonb.models.checkpoint import load_model
     folder = tmp_path/"run"
     shutil.copytree(run, folder)
-    good = load_trained(folder).net.state_dict()
+    good = load_model(folder).net.state_dict()
     whole = (folder/"model.safetensors").read_bytes()
     for at in range(0, len(whole), max(1, len(whole)//100)):
         (folder/"model.safetensors").write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at+1:])
-        read = tried(lambda: load_trained(folder), "model.safetensors", "standardiser.json")
+        read = tried(lambda: load_model(folder), "model.safetensors", "standardiser.json")
         assert read is REFUSED or all(torch.equal(v, good[k]) for k, v in read.net.state_dict().items()), at
 
 
@@ -777,7 +777,7 @@ def test_run_with_another_table(name, change, run, runner, tmp_path):
 def predictions():
     random = np.random.default_rng(0)
     p = random.dirichlet([1, 1, 1], 24)
-    table = pd.DataFrame(p, [f"t{i}" for i in range(24)], list(PROBABILITIES)).rename_axis("tile")
+    table = pd.DataFrame(p, [f"t{i}" for i in range(24)], list(PROBABILITY_COLUMNS)).rename_axis("tile")
     return table.assign(fold="C", seed=0, part=["valid"]*9 + ["test"]*15, patient=["A"]*9 + ["C"]*15, slide="s", label=list(CLASSES)*8)
 
 
@@ -811,18 +811,18 @@ def test_predictions(table):
     "Every figure is a number in its range or says why not, and accuracy is what a count gives."
     metrics = tried(lambda: evaluate(table), "predictions")
     if metrics is REFUSED: return
-    assert tried(lambda: per_patient(table)) is not REFUSED
+    assert tried(lambda: _evaluate_per_patient(table)) is not REFUSED
     assert (metrics.value.isna() == (metrics.reason != "")).all() and ((metrics.value >= 0) | metrics.value.isna()).all() and np.isfinite(metrics.value.dropna()).all()
     test = table[table.part == "test"]
     found = metrics[(metrics.scope == "classes") & (metrics.metric == "accuracy")].value.iloc[0]
-    if not math.isnan(found): assert math.isclose(found, np.mean([CLASSES[int(np.argmax([float(r[p]) for p in PROBABILITIES]))] == r.label for _, r in test.iterrows()]))
+    if not math.isnan(found): assert math.isclose(found, np.mean([CLASSES[int(np.argmax([float(r[p]) for p in PROBABILITY_COLUMNS]))] == r.label for _, r in test.iterrows()]))
 
 
 @examples(100)
 @given(data=damaged(predictions().to_csv().encode()))
 def test_damaged_predictions(data, tmp_path_factory):
     "From a CSV whose bytes are damaged."
-    from osteonb.core import read_table
+    from osteonb.core.files import read_table
     file = tmp_path_factory.mktemp("predictions")/"p.csv"
     file.write_bytes(data)
     metrics = tried(lambda: evaluate(read_table(file)), "p.csv", "predictions")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_download import release  # noqa: F401, a fixture
 
-from osteonb.synthetic import make_cohort
+from osteonb.synthetic.cohort import make_cohort
 
-SMALL = dict(tile_size=64, image_size=32, max_epochs=4, min_epochs=4, width=16, gate_width=8, weights="none", backbone="test_efficientnet")
+SMALL = dict(tile_size=64, image_size=32, max_epochs=4, min_epochs=4, width=16, gate_width=8, pretrained_weights="none", backbone="test_efficientnet")
 WORDS = " ".join(f"{name}={value}" for name, value in SMALL.items())      # for a command line
 BASE = "\n".join(f"{name} = {json.dumps(value)}" for name, value in SMALL.items())         # and for a grid
 GRID = f"""
@@ -32,14 +32,14 @@ start.set_forkserver_preload(["osteonb.experiment", "osteonb.slide", "osteonb.cl
 
 def tiles_of(data):
     "The small cohort's table."
-    from osteonb.tiles import read_tcia
-    return read_tcia(data, tile_size=SMALL["tile_size"], jobs=1)[0]
+    from osteonb.data.tcia import read_release
+    return read_release(data, tile_size=SMALL["tile_size"], n_jobs=1)[0]
 
 
-def extracting(folder, data, jobs=1):
-    from osteonb import core, radiomics
-    radiomics.BLOCK["exact"] = 5        # tiles, so that there is something to keep of this small cohort
-    core.write_table(radiomics.extract(tiles_of(data), masks=("tissue",), classes=("firstorder", "glcm"), cache=folder/"cache", jobs=jobs), folder/"features.parquet")
+def extracting(folder, data, n_jobs=1):
+    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.radiomics.extraction import _BLOCK_TILES, extract
+    _BLOCK_TILES["exact"] = 5        # tiles, so that there is something to keep of this small cohort
+    write_table(extract(tiles_of(data), masks=("tissue",), classes=("firstorder", "glcm"), cache_dir=folder/"cache", n_jobs=n_jobs), folder/"features.parquet")
 
 
 def extracting_in_two(folder, data):
@@ -50,16 +50,16 @@ def extracting_in_two(folder, data):
 
 def embedding(folder, data):
     import pandas as pd
-    from osteonb import core, dataset, model, pixels
-    dataset.rows_once = functools.partial(pixels.rows_once, block=5)
+    from osteonb.core.cache import compute_array_rows; from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.models.backbone import make_backbone; from osteonb.models.embedding import embed_tiles
+    dataset.rows_once = functools.partial(compute_array_rows, block=5)
     table = tiles_of(data)
-    values = dataset.embed(table, model.make_backbone(core.configure(**SMALL)), SMALL["image_size"], folder/"cache", batch_size=4)
-    core.write_table(pd.DataFrame(values[:][:, 0], table.index).rename(columns=str), folder/"embedding.parquet")
+    values = embed_tiles(table, make_backbone(configure(**SMALL)), SMALL["image_size"], folder/"cache", batch_size=4)
+    write_table(pd.DataFrame(values[:][:, 0], table.index).rename(columns=str), folder/"embedding.parquet")
 
 
 def training(folder, data, **settings):
-    from osteonb import core, experiment
-    experiment.train_run(folder/"run", core.configure(**SMALL | dict(test_patient="Case-904") | settings), data, folder/"cache", 1)
+    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    train_run(folder/"run", configure(**SMALL | dict(test_patient="Case-904") | settings), data, folder/"cache", 1)
 
 
 def training_augmented(folder, data): training(folder, data, frozen=False, augment=True)
@@ -69,19 +69,19 @@ def training_views(folder, data): training(folder, data, augment=True)
 
 
 def reporting(folder, data):
-    from osteonb import core, experiment
-    experiment.run(folder/"run", core.configure(**SMALL | dict(test_patient="Case-904", modality="radiomics")), data, folder/"cache", 1)
+    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    run(folder/"run", configure(**SMALL | dict(test_patient="Case-904", modality="radiomics")), data, folder/"cache", 1)
 
 
-def comparing(folder, data, jobs=1):
-    from osteonb import experiment
-    experiment.run_grid(folder/"grid", tomllib.loads(GRID), data, folder/"cache", jobs)
+def comparing(folder, data, n_jobs=1):
+    from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    run_grid(folder/"grid", tomllib.loads(GRID), data, folder/"cache", n_jobs)
 
 
-def drawing(folder, data): make_cohort(folder/"cohort", scale=.25, size=SMALL["tile_size"], jobs=1)
+def drawing(folder, data): make_cohort(folder/"cohort", scale=.25, size=SMALL["tile_size"], n_jobs=1)
 
 
-def drawing_in_two(folder, data): make_cohort(folder/"cohort", scale=.25, size=SMALL["tile_size"], jobs=2)
+def drawing_in_two(folder, data): make_cohort(folder/"cohort", scale=.25, size=SMALL["tile_size"], n_jobs=2)
 
 
 # How they are started, killed and compared.
@@ -140,7 +140,7 @@ def same(folder, whole):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     "42 tiles of 64 pixels."
-    return make_cohort(tmp_path_factory.mktemp("data")/"cohort", scale=.25, size=SMALL["tile_size"], jobs=1)
+    return make_cohort(tmp_path_factory.mktemp("data")/"cohort", scale=.25, size=SMALL["tile_size"], n_jobs=1)
 
 
 def nothing(folder): pass
@@ -232,8 +232,8 @@ def test_killed_at_each_file(job, where, data, undisturbed, tmp_path):
 # Downloads: a process of their own in `test_download`; here it is killed more often.
 
 def downloading(folder, settings):
-    from osteonb.download import download
-    download(folder/"release", **settings)
+    from osteonb.data.download import download_release
+    download_release(folder/"release", **settings)
 
 
 def test_killed_downloads(release, tmp_path):
@@ -245,19 +245,19 @@ def test_killed_downloads(release, tmp_path):
 # Slides.
 
 def analysing(folder, given):
-    from osteonb import slide
-    slide.BATCH = 5        # tiles, so that there is something to keep of this small slide
-    slide.analyse_slide(given/"slide.tif", given/"run", folder/"slide", cache=folder/"cache")
+    from osteonb.slides.analysis import analyze_slide; from osteonb.synthetic.slides import draw_slide
+    inference._BATCH_TILES = 5        # tiles, so that there is something to keep of this small slide
+    analyze_slide(given/"slide.tif", given/"run", folder/"slide", cache_dir=folder/"cache")
 
 
 @pytest.fixture(scope="session")
 def slide(data, tmp_path_factory):
     "A folder with a drawn slide and a run to ask."
-    from osteonb import core, experiment
-    from osteonb.slide import draw_slide
+    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    from osteonb.synthetic.slides import draw_slide
     folder = tmp_path_factory.mktemp("slide")
     draw_slide(folder/"slide.tif", ratio=.5, cells=8, size=SMALL["tile_size"])
-    experiment.train_run(folder/"run", core.configure(**SMALL | dict(test_patient="Case-904")), data, folder/"cache", 1)
+    train_run(folder/"run", configure(**SMALL | dict(test_patient="Case-904")), data, folder/"cache", 1)
     return folder
 
 
@@ -272,7 +272,6 @@ def test_killed_slides(slide, tmp_path):
 
 def commanding(folder, words, limit=None, losing=None):
     "A command; with a limit on the size of files; with a tile that is taken away when a function begins."
-    from osteonb import cli
     if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if losing:
         module, name, tile = losing
@@ -302,8 +301,8 @@ def words_of(command, folder, data):
         osteonb_experiment=["--data", data, "--out", folder/"grid"],
         osteonb_synthesize=["--out", folder/"cohort", "--scale", .25, "--size", 64])
     first = dict(osteonb_features=data, osteonb_experiment=folder.parent/"grid.toml")
-    cache = [] if command == "osteonb_synthesize" else ["--cache", folder/"cache"]
-    return [command, *filter(None, [first.get(command)]), *often[command], *cache, "--jobs", 1]
+    cache_dir = [] if command == "osteonb_synthesize" else ["--cache", folder/"cache"]
+    return [command, *filter(None, [first.get(command)]), *often[command], *cache_dir, "--jobs", 1]
 
 
 def refused(status, lines, *names):

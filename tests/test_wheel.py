@@ -21,13 +21,13 @@ def run(*words, **settings):
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     "A wheel of the working tree, built from a copy so that the tree stays as it is."
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source, output_dir = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.split("\0")
     for name in filter(lambda n: n and (ROOT/n).is_file(), files):
         (source/name).parent.mkdir(parents=True, exist_ok=True)
         (source/name).write_bytes((ROOT/name).read_bytes())
-    run(sys.executable, "-m", "build", "--outdir", out, source)      # the source distribution, and the wheel from it
-    return next(out.glob("*.whl"))
+    run(sys.executable, "-m", "build", "--outdir", output_dir, source)      # the source distribution, and the wheel from it
+    return next(output_dir.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")
