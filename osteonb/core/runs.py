@@ -23,7 +23,7 @@ from osteonb.core.files import (
     write_json,
     write_table,
 )
-from .labels import PROBABILITY_COLUMNS
+from .labels import CLASSES, PROBABILITY_COLUMNS
 
 # %% ../../nbs/core/06_runs.ipynb #df29632a
 _RUN_FILES = {
@@ -155,6 +155,24 @@ class _RunFolder:
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
         return "\n".join(rows)
 
+# %% ../../nbs/core/06_runs.ipynb #wt000002
+def _wrong_table(
+    name: str,  # "tiles", "folds" or "features"
+    table: pd.DataFrame,
+    tiles: pd.DataFrame,  # the run's tiles
+) -> str:  # empty where the table can be used
+    "Say why a table of a run cannot be used."
+    if name == "tiles" and (not len(table) or not table.label.isin(CLASSES).all()):
+        return "no tiles, or an unknown label"
+    if not table.index.is_unique or not tiles.index.isin(table.index).all():
+        return "a duplicate tile, or a tile of tiles.parquet is missing"
+    if name == "folds" and not table.part.isin(["train", "valid", "test"]).all():
+        return "a part other than train, valid, test"
+    if name == "features":
+        words = [column for column in table if table[column].dtype.kind not in "iuf"]
+        return f"a value that is no number in column {words[0]!r}" if words else ""
+    return ""
+
 # %% ../../nbs/core/06_runs.ipynb #4ee0e926
 class Run(_RunFolder):
     "Read and write a run folder: its settings, its tables and its other files."
@@ -231,6 +249,19 @@ class Run(_RunFolder):
     def metrics(self) -> Any:  # what `metrics.json` holds; undefined numbers are None
         "Read the metrics."
         return read_json(self.file("metrics"))
+
+    def load_tables(
+        self,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # in the order of the tiles
+        "Read tiles, folds and features (None for images only); raise `InputError` where they do not agree."
+        tables = dict(tiles=self.tiles, folds=self.folds)
+        if (features := self.features) is not None:
+            tables["features"] = features
+        for name, table in tables.items():
+            if wrong := _wrong_table(name, table, tables["tiles"]):
+                raise InputError(f"{self.file(name)}: {wrong}; make the run again")
+        order = tables["tiles"].index
+        return tables["tiles"], tables["folds"].loc[order], None if features is None else features.loc[order]
 
     def _table(
         self,

@@ -34,7 +34,6 @@ from osteonb.experiments.pipeline import (
     compute_run_features,
     needs_images,
     predict_tiles,
-    read_run_tables,
     read_unseen_tiles,
 )
 from osteonb.explain.attribution import (
@@ -471,7 +470,7 @@ def explain_tile(
 ) -> Path:  # the page
     "Why a run's model says of a tile what it says, on one page."
     trained, predictions = _load_explainable(run), _read_predictions(run)
-    tiles, folds, features = read_run_tables(run, trained.config)
+    tiles, folds, features = Run(run).load_tables()
     if tile not in tiles.index:
         raise (
             unknown_name_error("tile", tile, tiles.index)
@@ -615,7 +614,7 @@ def _tiles_to_explain(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # tiles, and their features; None for images alone
     "The tiles that are to be explained."
     if data is None:
-        tiles, folds, features = read_run_tables(run, config)
+        tiles, folds, features = Run(run).load_tables()
         return tiles[folds.part != "train"], features
     tiles = read_unseen_tiles(config, data, n_jobs)
     return tiles, None if config.model.modality == "image" else compute_run_features(

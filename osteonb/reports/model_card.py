@@ -18,7 +18,7 @@ from ..data.download import CITATION
 from ..data.splits import class_counts
 from ..evaluation.bootstrap import intervals
 from ..evaluation.tables import HEADLINE_METRICS, run_warnings
-from ..experiments.pipeline import read_run_tables
+from ..core.runs import Run
 from ..models.checkpoint import load_model
 
 # %% ../../nbs/reports/06_model_card.ipynb #45cbd2c1
@@ -93,7 +93,7 @@ def write_model_card(
 ) -> str:  # Markdown, with the fields of a model hub at its head
     "What a run's model is, what it is worth and what it is not for."
     config, run = Run(run).config, Path(run)
-    tiles, folds, _ = read_run_tables(run, config)
+    tiles, folds, _ = Run(run).load_tables()
     predictions, made, s = (
         read_table(Run(run).path_of("predictions.parquet")),
         read_json(Run(run).path_of("made_with.json")),
