@@ -4,7 +4,7 @@ The same examples every time; `OSTEONB_FUZZ=20 pytest tests/test_fuzz.py` draws 
 
 What stays as it is, since nobody can see it: JPEG and TIFF have no checksum of their pixels, so a bit that flipped there gives another picture, ours and Pillow's alike; so does a PNG that was
 written with too few lines and yet with the right checksums. Of several pages or frames the first is read, and a picture as it is stored, whatever its EXIF says of turning it."""
-import contextlib, copy, csv, hashlib, io, json, math, os, re, resource, select, shutil, signal, struct, subprocess, sys, warnings, zlib
+import contextlib, copy, csv, hashlib, io, json, math, os, re, select, shutil, signal, struct, subprocess, sys, warnings, zlib
 from pathlib import Path
 
 import numpy as np
@@ -548,7 +548,7 @@ def test_configure(changed, tmp_path_factory):
 
 
 @examples(200)
-@given(text=altered(configure().to_dict()) | altered({"preset": "quick", **configure().flat()}).map(lambda v: json.dumps(v).encode()) | damaged(json.dumps(configure().to_dict()).encode()) | st.binary(max_size=30))
+@given(text=(altered(configure().to_dict()) | altered({"preset": "quick", **configure().flat()})).map(lambda v: json.dumps(v).encode()) | damaged(json.dumps(configure().to_dict()).encode()) | st.binary(max_size=30))
 def test_run_config(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder/"config.json").write_bytes(text)
