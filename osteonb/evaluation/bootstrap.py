@@ -192,7 +192,7 @@ def _class_draws(
         brier=_safe_divide(w @ ((p - is_true) ** 2).sum(axis=1), total),
     )
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #74dc3fe3
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #0c79f070
 def _within_patient_pairs(
     target: np.ndarray,  # (tiles,) booleans
     score: np.ndarray,  # (tiles,) higher means more probably positive
@@ -205,9 +205,11 @@ def _within_patient_pairs(
     pairs = np.zeros(len(weights))
     for name in np.unique(patient):
         rows = patient == name
-        own, copies = weights[:, rows], 1
+        own = weights[:, rows]
+        copies = 1
         if by == "patient":
-            own, copies = np.ones((1, rows.sum()), dtype=int), own[:, 0]
+            copies = own[:, 0]
+            own = np.ones((1, rows.sum()), dtype=int)
         own_ordered, own_pairs = _pair_sums(target[rows], score[rows], own)
         ordered = ordered + own_ordered * copies
         pairs = pairs + own_pairs * copies
