@@ -45,7 +45,7 @@ _RUN_FILES = {
 
 # %% ../../nbs/core/06_runs.ipynb #5ba88261
 _FILE_NAMES = {Path(name).stem: name for name in _RUN_FILES}
-_OLD_FILE_NAMES = {"scaler.json": "scaler.json"}
+_OLD_FILE_NAMES = {"scaler.json": "standardiser.json"}
 _COLUMNS = dict(
     tiles=("path", "patient", "slide", "label", "sha256"),
     excluded=("reason",),
