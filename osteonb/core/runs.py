@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Run']
 
-# %% ../../nbs/core/07_runs.ipynb #f53a15c3
+# %% ../../nbs/core/07_runs.ipynb #8e0c40c8
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from osteonb.core.files import (
 )
 from .labels import CLASSES, PROBABILITY_COLUMNS
 
-# %% ../../nbs/core/07_runs.ipynb #19270f34
+# %% ../../nbs/core/07_runs.ipynb #df29632a
 _RUN_FILES = {
     "config.json": "every setting",
     "tiles.parquet": "the tiles that entered, and what the source says of them",
@@ -43,17 +43,17 @@ _RUN_FILES = {
     "report.html": "all of it as one page",
 }
 
-# %% ../../nbs/core/07_runs.ipynb #c30d1bda
+# %% ../../nbs/core/07_runs.ipynb #5ba88261
 _FILE_NAMES = {Path(name).stem: name for name in _RUN_FILES}
 _OLD_FILE_NAMES = {"scaler.json": "standardiser.json"}
-_REQUIRED_COLUMNS = dict(
+_COLUMNS = dict(
     tiles=("path", "patient", "slide", "label", "sha256"),
     excluded=("reason",),
     folds=("fold", "part"),
     predictions=("fold", "seed", "patient", "slide", "label", *PROBABILITY_COLUMNS),
 )
 
-# %% ../../nbs/core/07_runs.ipynb #f44b3b2b
+# %% ../../nbs/core/07_runs.ipynb #5f30deed
 def _path_inside(
     folder: Path,  # a run folder
     name: str,  # of a file directly in it
@@ -65,23 +65,23 @@ def _path_inside(
         raise InputError(f"{path}: a link that leads out of the run folder; {fix}")
     return path
 
-# %% ../../nbs/core/07_runs.ipynb #1396bd74
+# %% ../../nbs/core/07_runs.ipynb #5717973c
 def _settings_differ_error(
     path: Path,  # the run folder
-    old: Config,  # of the run in the folder
-    new: Config,  # of the run that is wanted
+    begun: Config,  # of the run that is there
+    asked: Config,  # of the run that is wanted
 ) -> InputError | None:  # None where they are the same
     "Return an error that names the first setting that differs."
-    old_settings = {"preset": old.preset} | old.flat()
-    new_settings = {"preset": new.preset} | new.flat()
-    for name, value in new_settings.items():
-        if old_settings[name] != value:
-            difference = f"{name}: {old_settings[name]!r} there, {value!r} now"
+    there = {"preset": begun.preset} | begun.flat()
+    now = {"preset": asked.preset} | asked.flat()
+    for name in now:
+        if there[name] != now[name]:
+            differ = f"{name}: {there[name]!r} there, {now[name]!r} now"
             fix = "choose another folder or delete it"
-            return InputError(f"{path}: holds a run with other settings ({difference}); {fix}")
+            return InputError(f"{path}: holds a run with other settings ({differ}); {fix}")
     return None
 
-# %% ../../nbs/core/07_runs.ipynb #b4e55245
+# %% ../../nbs/core/07_runs.ipynb #4b59997b
 def _known_name(
     name: str,  # of a file in `_RUN_FILES`, with or without its ending
 ) -> str:  # with its ending
@@ -91,23 +91,7 @@ def _known_name(
         raise unknown_name_error("file of a run", name, _FILE_NAMES)
     return known
 
-# %% ../../nbs/core/07_runs.ipynb #4a193902
-def _write_file(
-    path: Path,  # a file of a run
-    value: Any,  # what JSON can hold for `.json`; otherwise a table, text or bytes
-) -> None:
-    "Write a file completely; raise `InputError` for a value that its ending cannot hold."
-    if path.suffix == ".json":
-        write_json(value, path)
-    elif isinstance(value, pd.DataFrame):
-        write_table(value, path)
-    elif isinstance(value, (str, bytes)):
-        with atomic_write(path) as part:
-            part.write_bytes(value.encode() if isinstance(value, str) else value)
-    else:
-        raise InputError(f"{path}: wanted a table, text or bytes, got {type(value).__name__}")
-
-# %% ../../nbs/core/07_runs.ipynb #25bbae47
+# %% ../../nbs/core/07_runs.ipynb #23f5e5dc
 @dataclass(frozen=True, repr=False)
 class _RunFolder:
     "Find and write the files of a run folder."
@@ -144,16 +128,26 @@ class _RunFolder:
         name: str,  # of a file in `_RUN_FILES`, with or without its ending
         value: Any,  # what JSON can hold for `.json`; otherwise a table, text or bytes
     ) -> Path:  # the file
-        "Write a file of the run completely, under its present name."
+        "Write a file of the run whole, under its present name."
         path = self.path_of(_known_name(name))
-        _write_file(path, value)
+        if path.suffix == ".json":
+            write_json(value, path)
+        elif isinstance(value, pd.DataFrame):
+            write_table(value, path)
+        elif isinstance(value, (str, bytes)):
+            with atomic_write(path) as part:
+                part.write_bytes(value.encode() if isinstance(value, str) else value)
+        else:
+            raise InputError(f"{path}: wanted a table, text or bytes, got {type(value).__name__}")
         return path
 
     def __repr__(self) -> str:
-        names = [name for name in _RUN_FILES if (self.path / name).exists()]
-        return f"{type(self).__name__} {self.path.name!r}: {', '.join(names) or 'no files'}"
+        "Name the folder and the files that are there."
+        there = [name for name in _RUN_FILES if (self.path / name).exists()]
+        return f"{type(self).__name__} {self.path.name!r}: {', '.join(there) or 'no files'}"
 
     def _repr_markdown_(self) -> str:
+        "Return a table of the files that are there, for notebooks."
         rows = [f"| run `{self.path.name}` | kB | what it holds |", "|---|---:|---|"]
         for name, text in _RUN_FILES.items():
             path = self.file(name)
@@ -161,9 +155,55 @@ class _RunFolder:
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
         return "\n".join(rows)
 
-# %% ../../nbs/core/07_runs.ipynb #8949fe1f
-class _RunTables(_RunFolder):
-    "Read the settings and the tables of a run folder."
+# %% ../../nbs/core/07_runs.ipynb #wt000002
+def _wrong_table(
+    name: str,  # "tiles", "folds" or "features"
+    table: pd.DataFrame,
+    tiles: pd.DataFrame,  # the run's tiles
+) -> str:  # empty where the table can be used
+    "Say why a table of a run cannot be used."
+    if name == "tiles" and (not len(table) or not table.label.isin(CLASSES).all()):
+        return "no tiles, or an unknown label"
+    if not table.index.is_unique or not tiles.index.isin(table.index).all():
+        return "a duplicate tile, or a tile of tiles.parquet is missing"
+    if name == "folds" and not table.part.isin(["train", "valid", "test"]).all():
+        return "a part other than train, valid, test"
+    if name == "features":
+        words = [column for column in table if table[column].dtype.kind not in "iuf"]
+        return f"a value that is no number in column {words[0]!r}" if words else ""
+    return ""
+
+# %% ../../nbs/core/07_runs.ipynb #4ee0e926
+class Run(_RunFolder):
+    "Read and write a run folder: its settings, its tables and its other files."
+
+    @classmethod
+    def check(
+        cls,
+        path: "str | Path | Run",  # the folder that a run is to use
+        config: Config,  # what the run is to do
+    ) -> None:
+        "Refuse a folder with a run of other settings or with something else, by an `InputError`."
+        run = cls(path)
+        begun = run.file("config").exists()
+        if contains_files(run.path) and not begun:
+            fix = "choose an empty or a new folder"
+            raise InputError(f"{run.path}: holds something that is no run; {fix}")
+        if begun and (error := _settings_differ_error(run.path, run.config, config)):
+            raise error
+
+    @classmethod
+    def open(
+        cls,
+        path: "str | Path | Run",  # the folder; made where it does not exist
+        config: Config,  # what the run is to do
+    ) -> "Run":  # with `config.json` in its folder
+        "Begin a run, or resume one with the same settings; raise `InputError` as `check`."
+        cls.check(path, config)
+        run = cls(path)
+        if not run.file("config").exists():
+            run.write("config", config.to_dict())
+        return run
 
     @cached_property
     def config(self) -> Config:
@@ -186,7 +226,7 @@ class _RunTables(_RunFolder):
         return self._table("folds")
 
     @property
-    def features(self) -> pd.DataFrame | None:  # indexed by tile, one column for each feature
+    def features(self) -> pd.DataFrame | None:  # indexed by tile, a feature a column
         "Read the features; None for a run that is shown images only."
         return None if self.config.model.modality == "image" else self._table("features")
 
@@ -210,73 +250,22 @@ class _RunTables(_RunFolder):
         "Read the metrics."
         return read_json(self.file("metrics"))
 
+    def load_tables(
+        self,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # in the order of the tiles
+        "Read tiles, folds and features (None for images only); raise `InputError` where they do not agree."
+        tables = dict(tiles=self.tiles, folds=self.folds)
+        if (features := self.features) is not None:
+            tables["features"] = features
+        for name, table in tables.items():
+            if wrong := _wrong_table(name, table, tables["tiles"]):
+                raise InputError(f"{self.file(name)}: {wrong}; make the run again")
+        order = tables["tiles"].index
+        return tables["tiles"], tables["folds"].loc[order], None if features is None else features.loc[order]
+
     def _table(
         self,
         name: str,  # of a table in `_RUN_FILES`
     ) -> pd.DataFrame:
         "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
-        return read_table(self.file(name), _REQUIRED_COLUMNS.get(name, ()))
-
-# %% ../../nbs/core/07_runs.ipynb #5d3660ad
-def _find_table_problem(
-    name: str,  # "tiles", "folds" or "features"
-    table: pd.DataFrame,  # the table of that name
-    tiles: pd.DataFrame,  # the run's tiles
-) -> str:  # empty where the table can be used
-    "Return why a table of a run cannot be used."
-    if name == "tiles" and (not len(table) or not table.label.isin(CLASSES).all()):
-        return "no tiles, or an unknown label"
-    if not table.index.is_unique or not tiles.index.isin(table.index).all():
-        return "a duplicate tile, or a tile of tiles.parquet is missing"
-    if name == "folds" and not table.part.isin(["train", "valid", "test"]).all():
-        return "a part other than train, valid, test"
-    if name == "features":
-        words = [column for column in table if table[column].dtype.kind not in "iuf"]
-        return f"a value that is no number in column {words[0]!r}" if words else ""
-    return ""
-
-# %% ../../nbs/core/07_runs.ipynb #516553af
-class Run(_RunTables):
-    "Read and write a run folder: its settings, its tables and its other files."
-
-    @classmethod
-    def check(
-        cls,
-        path: "str | Path | Run",  # the folder that a run is to use
-        config: Config,  # what the run is to do
-    ) -> None:
-        "Raise `InputError` for a folder with a run of other settings or with something else."
-        run = cls(path)
-        is_run = run.file("config").exists()
-        if contains_files(run.path) and not is_run:
-            fix = "choose an empty or a new folder"
-            raise InputError(f"{run.path}: holds something that is no run; {fix}")
-        if is_run and (error := _settings_differ_error(run.path, run.config, config)):
-            raise error
-
-    @classmethod
-    def open(
-        cls,
-        path: "str | Path | Run",  # the folder; made where it does not exist
-        config: Config,  # what the run is to do
-    ) -> "Run":  # with `config.json` in its folder
-        "Begin a run, or resume one with the same settings; raise `InputError` as `check`."
-        cls.check(path, config)
-        run = cls(path)
-        if not run.file("config").exists():
-            run.write("config", config.to_dict())
-        return run
-
-    def load_tables(
-        self,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # in the order of the tiles
-        "Read tiles, folds, features (None for images only); raise `InputError` where they disagree."
-        tables = dict(tiles=self.tiles, folds=self.folds, features=self.features)
-        order = tables["tiles"].index
-        for name, table in tables.items():
-            if table is None:
-                continue
-            if problem := _find_table_problem(name, table, tables["tiles"]):
-                raise InputError(f"{self.file(name)}: {problem}; make the run again")
-            tables[name] = table.loc[order]
-        return tables["tiles"], tables["folds"], tables["features"]
+        return read_table(self.file(name), _COLUMNS.get(name, ()))
