@@ -28,12 +28,13 @@ def _bin_numbers(
 # %% ../../nbs/radiomics/05_binning.ipynb #8d5dded1
 _EPSILON = np.spacing(1.0)  # 2^-52, added under every logarithm
 
-# %% ../../nbs/radiomics/05_binning.ipynb #4a89eb76
+# %% ../../nbs/radiomics/05_binning.ipynb #0dce7869
 def _bounding_box(
     mask: np.ndarray,  # (H, W), bool; `InputError` where it is empty
 ) -> tuple[slice, slice]:  # rows and columns
     "Return the smallest box that holds a mask."
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
     if not len(rows):
         raise InputError("mask: no pixel is 1, so there is nothing to measure")
     return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -46,7 +47,8 @@ def _discretize(
 ) -> np.ndarray:  # (h, w), uint8, or uint16 for 256 bins: 0 outside the mask, bins from 1 inside
     "Return the bins of the gray values in the box around a mask."
     box = _bounding_box(mask)
-    inside, values = mask[box], values[box]
+    inside = mask[box]
+    values = values[box]
     is_full = inside.all()
     measured = values if is_full else values[inside]
     low, high = int(measured.min()), int(measured.max())

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ENGINES', 'compute_features']
 
-# %% ../../nbs/radiomics/11_engines.ipynb #644588a6
+# %% ../../nbs/radiomics/11_engines.ipynb #90fbbda2
 import logging
 import warnings
 from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from .nuclei import _compute_objects
 from .shape import _compute_shape2d, _measure_outlines
 from .size_matrices import _compute_gldm, _compute_glrlm, _compute_glszm
 from .stain import _check_channel, _describe_array
+
+if TYPE_CHECKING:
+    from radiomics.featureextractor import RadiomicsFeatureExtractor
 
 # %% ../../nbs/radiomics/11_engines.ipynb #a810d739
 def _compute_textures(
@@ -44,12 +48,12 @@ def _compute_textures(
     }
     return {name: compute[name]() for name in feature_classes}
 
-# %% ../../nbs/radiomics/11_engines.ipynb #f73f32df
+# %% ../../nbs/radiomics/11_engines.ipynb #ab0ca832
 def _pyradiomics_extractor(
     feature_classes: Iterable[str] = PAPER_FEATURE_CLASSES,  # of `FEATURES`, without objects
     bin_width: float = 5,  # gray levels in a bin, above 0
     shift: float = 0,  # voxelArrayShift
-) -> "radiomics.featureextractor.RadiomicsFeatureExtractor":
+) -> "RadiomicsFeatureExtractor":
     "Return PyRadiomics (van Griethuysen et al. 2017, doi:10.1158/0008-5472.CAN-17-0339) in 2D."
     from radiomics.featureextractor import RadiomicsFeatureExtractor
 
@@ -89,7 +93,7 @@ def _pyradiomics_features(
             features[channel, mask, name] = found
     return features
 
-# %% ../../nbs/radiomics/11_engines.ipynb #40695cc6
+# %% ../../nbs/radiomics/11_engines.ipynb #554d7ec3
 def _as_batch(
     arrays: Iterable[np.ndarray],  # n arrays, (H, W)
 ) -> Tensor:  # (1, n, H, W)
@@ -107,7 +111,8 @@ def _exact_firstorder(
     "Compute first-order features: count each channel under all masks in one pass."
     batches = _as_batch(values.values()), _as_batch(masks.values())
     counts = _count_gray_levels(*batches)[0].numpy()  # (C, M, 256)
-    channels, names = list(values), list(masks)
+    channels = list(values)
+    names = list(masks)
     features = {}
     for channel, mask in pairs:
         n = counts[channels.index(channel), names.index(mask)]
@@ -152,12 +157,13 @@ def _engine_version(
 
     return f"pyradiomics {radiomics.__version__}"
 
-# %% ../../nbs/radiomics/11_engines.ipynb #61b4224d
+# %% ../../nbs/radiomics/11_engines.ipynb #f29004b0
 def _undefined_reason(
     mask: np.ndarray,  # (H, W), bool
 ) -> str | None:  # the reason, or None where features can be measured
     "Return why a mask has no features."
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return "no pixel in the mask"
     if min(np.ptp(rows), np.ptp(columns)) == 0:
@@ -171,7 +177,7 @@ _UNDEFINED_REASONS = {  # class -> why single features of it are undefined
     "glrlm": "no line holds two pixels of the mask",
 }
 
-# %% ../../nbs/radiomics/11_engines.ipynb #c004b62a
+# %% ../../nbs/radiomics/11_engines.ipynb #a3361ac2
 def _check_mask(
     mask: np.ndarray,  # (H, W), bool, or whole numbers 0 and 1; anything else is an `InputError`
     shape: tuple[int, int],  # (H, W), of the channel
@@ -181,7 +187,7 @@ def _check_mask(
     if not (is_integer and mask.shape == shape):
         wanted = f"bool, or whole numbers 0 and 1, of shape {shape}, as the channel"
         raise InputError(f"mask: got {_describe_array(mask)}, wanted {wanted}")
-    strange = np.setdiff1d(mask, [0, 1])
+    strange = [] if mask.dtype == bool else np.setdiff1d(mask, [0, 1])
     if len(strange):
         values = ", ".join(str(value) for value in strange[:3])
         more = " and more" if len(strange) > 3 else ""

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['check_feature_settings', 'feature_names', 'extract', 'undefined_features']
 
-# %% ../../nbs/radiomics/12_extraction.ipynb #a000e6de
+# %% ../../nbs/radiomics/12_extraction.ipynb #85ace56e
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -124,7 +125,7 @@ def _extract_tile(
     except Exception as e:
         raise RuntimeError(f"tile {tile} ({path}): {type(e).__name__}: {e}") from e
 
-# %% ../../nbs/radiomics/12_extraction.ipynb #590e4d18
+# %% ../../nbs/radiomics/12_extraction.ipynb #49e94dc9
 def _extract_tiles(
     tiles: pd.DataFrame,  # indexed by tile, with `path`
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
@@ -147,7 +148,7 @@ def _extract_tiles(
         rows.append(row)
         advance()
     columns = {group: _group_columns(group) for group in groups}
-    names = [name for group in groups for name in columns[group]]
+    names = list(itertools.chain(*columns.values()))
     table = pd.DataFrame(rows, index=tiles.index, columns=names, dtype=np.float64)
     return {group: table[columns[group]] for group in groups}
 
@@ -230,7 +231,7 @@ def extract(
     _warn_of_undefined(features)
     return features
 
-# %% ../../nbs/radiomics/12_extraction.ipynb #b08eb8fc
+# %% ../../nbs/radiomics/12_extraction.ipynb #52f3aed9
 def _reason_undefined(
     mask: np.ndarray,  # (H, W), bool
     feature_class: str,  # of `FEATURES`
@@ -244,8 +245,8 @@ def _reason_undefined(
 def undefined_features(
     features: pd.DataFrame,  # from `extract`
     tiles: pd.DataFrame,  # the same tiles, with `path`
-) -> pd.DataFrame:  # a row for each tile and group: channel, mask, class, lacking (number), reason
-    "Return the tiles that have undefined features, and why."
+) -> pd.DataFrame:  # a row for each tile and group; columns channel, mask, class, lacking, reason
+    "Return the tiles that have undefined features, with their number (lacking) and reason."
     rows = []
     for group in dict.fromkeys(tuple(name.split("_")[:3]) for name in features):
         channel, mask, name = group

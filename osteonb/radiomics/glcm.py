@@ -40,24 +40,15 @@ def _distribution(
     directions = p.reshape(-1, p.shape[-1]).T
     return np.stack([np.bincount(k, weights=w, minlength=1) for w in directions], axis=-1)
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #94b1b1c4
+# %% ../../nbs/radiomics/06_glcm.ipynb #7e3f2409
 @dataclass(frozen=True)
 class _Cooccurrence:
     "Hold the shares of pairs in each direction, and the sums that several features need."
 
     p: np.ndarray  # (G, G, A), sums to one in each of A directions that have pairs
-    levels: np.ndarray  # (G,), the gray levels that occur, float64
+    i: np.ndarray  # (G, 1, 1), float64, the gray levels that occur, of rows
+    j: np.ndarray  # (1, G, 1), float64, the same, of columns
     max_level: int  # the largest of them
-
-    @property
-    def i(self) -> np.ndarray:  # (G, 1, 1)
-        "Return the level of each row."
-        return self.levels[:, None, None]
-
-    @property
-    def j(self) -> np.ndarray:  # (1, G, 1)
-        "Return the level of each column."
-        return self.levels[None, :, None]
 
     @cached_property
     def px(self) -> np.ndarray:  # (G, 1, A)
@@ -96,15 +87,16 @@ class _Cooccurrence:
         "Return the mean of f(i, j) over pairs, in each direction."
         return (self.p * f).sum((0, 1))
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #be3650ce
+# %% ../../nbs/radiomics/06_glcm.ipynb #9b226fb0
 def _normalize_cooccurrences(
     image: _FlatImage,
 ) -> _Cooccurrence:
     "Return the shares of pairs in each direction that has any."
     counts = _count_cooccurrences(image).astype(float)
     counts = counts[..., counts.sum((0, 1)) > 0]
+    p = counts / counts.sum((0, 1))
     levels = image.levels.astype(float)
-    return _Cooccurrence(counts / counts.sum((0, 1)), levels, int(image.levels[-1]))
+    return _Cooccurrence(p, levels[:, None, None], levels[None, :, None], int(image.levels[-1]))
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #0f579a30
 def _autocorrelation(g: _Cooccurrence) -> np.ndarray:
@@ -217,7 +209,7 @@ def _correlation(g: _Cooccurrence) -> np.ndarray:
     covariance = g.expect((g.i - g.mean) * (g.j - g.mean))
     return np.where(variance == 0, 1, covariance / (variance + _EPSILON))
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #54b49a94
+# %% ../../nbs/radiomics/06_glcm.ipynb #0d705ddb
 def _imc1(g: _Cooccurrence) -> np.ndarray:
     r"""$(H_{xy} - H_{xy1}) / H_x$
     with $H_{xy1} = -\sum_{ij} p_{ij} \log_2 (p_x(i) p_y(j) + \varepsilon)$, 0 where $H_x = 0$.
@@ -238,10 +230,10 @@ def _imc2(g: _Cooccurrence) -> np.ndarray:
 def _mcc(g: _Cooccurrence) -> np.ndarray:
     r"""$\sqrt{\lambda_2(Q)}$, 1 where there is one level.
     Not in IBSI; Haralick's maximal correlation coefficient."""
-    if len(g.levels) < 2:
+    if len(g.i) < 2:
         return np.ones(1)
     q = 0
-    for k in range(len(g.levels)):
+    for k in range(len(g.i)):
         q = q + g.p[:, None, k] * g.p[None, :, k] / (g.px * g.py[:, k] + _EPSILON)
     eigenvalues = np.sort(np.linalg.eigvals(q.transpose(2, 0, 1)))
     return np.sqrt(eigenvalues[:, -2]).real
@@ -274,7 +266,7 @@ _GLCM = {
     "SumSquares": _sum_squares,
 }
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #d5cd7282
+# %% ../../nbs/radiomics/06_glcm.ipynb #360dc810
 def _mean_over_directions(
     values: np.ndarray,  # (A,), a feature in each direction; NaN where it is undefined
 ) -> float:  # NaN where it is undefined in all
@@ -290,6 +282,6 @@ def _compute_glcm(
     g = _normalize_cooccurrences(image)
     if not g.p.size:
         undefined = dict.fromkeys(_GLCM, np.nan)
-        return undefined | {"MCC": 1.0} if len(g.levels) < 2 else undefined
+        return undefined | {"MCC": 1.0} if len(g.i) < 2 else undefined
     with np.errstate(invalid="ignore"):  # the root of a rounding error below 0
         return {name: _mean_over_directions(feature(g)) for name, feature in _GLCM.items()}

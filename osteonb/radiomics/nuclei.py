@@ -34,14 +34,12 @@ def _eccentricity(
     np.divide(2 * radius, half + radius, out=ratio, where=half > 0)
     return np.sqrt(ratio)
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #73723e19
+# %% ../../nbs/radiomics/09_nuclei.ipynb #bc3be030
 def _measure_objects(
     mask: np.ndarray,  # (H, W), bool, the mask of nuclei
     hematoxylin: np.ndarray,  # (H, W), uint8
-) -> (
-    pd.DataFrame
-):  # a row a nucleus: area (pixels), eccentricity, mean hematoxylin, `whole`: not cut
-    "Measure the components of a mask one by one."
+) -> pd.DataFrame:  # a row for each nucleus; area in pixels
+    "Measure the components of a mask one by one; those that the border cuts are not `whole`."
     labels, n = label(mask, connectivity=1, return_num=True)
     y, x = np.nonzero(labels)
     component = labels[y, x] - 1
