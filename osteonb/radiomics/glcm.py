@@ -98,7 +98,7 @@ def _normalize_cooccurrences(
     levels = image.levels.astype(float)
     return _Cooccurrence(p, levels[:, None, None], levels[None, :, None], int(image.levels[-1]))
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #0f579a30
+# %% ../../nbs/radiomics/06_glcm.ipynb #de576b8c
 def _autocorrelation(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij}\, ij$. IBSI: autocorrelation (QWB0)."
     return g.expect(g.i * g.j)
@@ -111,12 +111,14 @@ def _joint_average(g: _Cooccurrence) -> np.ndarray:
 
 def _sum_average(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_k k\, p_{x+y}(k)$, twice the joint average. IBSI: sum average (ZGXS)."
-    return np.arange(len(g.p_sum)) @ g.p_sum
+    k = np.arange(len(g.p_sum))
+    return k @ g.p_sum
 
 
 def _sum_entropy(g: _Cooccurrence) -> np.ndarray:
     r"$-\sum_k p_{x+y}(k) \log_2 (p_{x+y}(k) + \varepsilon)$. IBSI: sum entropy (P6QZ)."
-    return -(g.p_sum * np.log2(g.p_sum + _EPSILON)).sum(0)
+    bits = np.log2(g.p_sum + _EPSILON)
+    return -(g.p_sum * bits).sum(0)
 
 
 def _sum_squares(g: _Cooccurrence) -> np.ndarray:
@@ -138,7 +140,7 @@ def _cluster_prominence(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^4$. IBSI: cluster prominence (AE86)."
     return g.expect((g.i + g.j - g.mean - g.mean) ** 4)
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #38d5d5b9
+# %% ../../nbs/radiomics/06_glcm.ipynb #429f09a3
 def _contrast(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i - j)^2$. IBSI: contrast (ACUI)."
     return g.expect((g.i - g.j) ** 2)
@@ -146,47 +148,55 @@ def _contrast(g: _Cooccurrence) -> np.ndarray:
 
 def _difference_average(g: _Cooccurrence) -> np.ndarray:
     r"$\mu_d = \sum_k k\, p_{x-y}(k)$. IBSI: difference average (TF7R)."
-    return np.arange(len(g.p_difference)) @ g.p_difference
+    k = np.arange(len(g.p_difference))
+    return k @ g.p_difference
 
 
 def _difference_variance(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_k p_{x-y}(k) (k - \mu_d)^2$. IBSI: difference variance (D3YU)."
     k = np.arange(len(g.p_difference))[:, None]
-    return (g.p_difference * (k - _difference_average(g)) ** 2).sum(0)
+    squares = (k - _difference_average(g)) ** 2
+    return (g.p_difference * squares).sum(0)
 
 
 def _difference_entropy(g: _Cooccurrence) -> np.ndarray:
     r"$-\sum_k p_{x-y}(k) \log_2 (p_{x-y}(k) + \varepsilon)$. IBSI: difference entropy (NTRS)."
-    return -(g.p_difference * np.log2(g.p_difference + _EPSILON)).sum(0)
+    bits = np.log2(g.p_difference + _EPSILON)
+    return -(g.p_difference * bits).sum(0)
 
 
 def _inverse_difference(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_k p_{x-y}(k) / (1 + k)$. IBSI: inverse difference (IB1Z)."
-    return 1 / (1 + np.arange(len(g.p_difference))) @ g.p_difference
+    k = np.arange(len(g.p_difference))
+    return 1 / (1 + k) @ g.p_difference
 
 
 def _inverse_difference_normalized(g: _Cooccurrence) -> np.ndarray:
     r"""$\sum_k p_{x-y}(k) / (1 + k/N_g)$, $N_g$ the largest level.
     IBSI: normalised inverse difference (NDRX)."""
-    return 1 / (1 + np.arange(len(g.p_difference)) / g.max_level) @ g.p_difference
+    k = np.arange(len(g.p_difference))
+    return 1 / (1 + k / g.max_level) @ g.p_difference
 
 
 def _inverse_difference_moment(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_k p_{x-y}(k) / (1 + k^2)$. IBSI: inverse difference moment (WF0Z)."
-    return 1 / (1 + np.arange(len(g.p_difference)) ** 2) @ g.p_difference
+    k = np.arange(len(g.p_difference))
+    return 1 / (1 + k**2) @ g.p_difference
 
 
 def _inverse_difference_moment_normalized(g: _Cooccurrence) -> np.ndarray:
     r"""$\sum_k p_{x-y}(k) / (1 + k^2/N_g^2)$.
     IBSI: normalised inverse difference moment (1QCO)."""
-    return 1 / (1 + (np.arange(len(g.p_difference)) / g.max_level) ** 2) @ g.p_difference
+    k = np.arange(len(g.p_difference))
+    return 1 / (1 + (k / g.max_level) ** 2) @ g.p_difference
 
 
 def _inverse_variance(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{k>0} p_{x-y}(k) / k^2$. IBSI: inverse variance (E8JP)."
-    return 1 / np.arange(1, len(g.p_difference)) ** 2.0 @ g.p_difference[1:]
+    k = np.arange(1, len(g.p_difference))
+    return 1 / k**2.0 @ g.p_difference[1:]
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #65db5f1f
+# %% ../../nbs/radiomics/06_glcm.ipynb #49cf41ba
 def _joint_energy(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij}^2$. IBSI: angular second moment (8ZQL)."
     return (g.p**2).sum((0, 1))
@@ -205,11 +215,11 @@ def _maximum_probability(g: _Cooccurrence) -> np.ndarray:
 def _correlation(g: _Cooccurrence) -> np.ndarray:
     r"""$\sum_{ij} p_{ij} (i - \mu)(j - \mu) / (\sigma^2 + \varepsilon)$, 1 where $\sigma = 0$.
     IBSI: correlation (NI2N)."""
-    variance = g.expect((g.i - g.mean) ** 2)
+    variance = _sum_squares(g)
     covariance = g.expect((g.i - g.mean) * (g.j - g.mean))
     return np.where(variance == 0, 1, covariance / (variance + _EPSILON))
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #0d705ddb
+# %% ../../nbs/radiomics/06_glcm.ipynb #de59c39d
 def _imc1(g: _Cooccurrence) -> np.ndarray:
     r"""$(H_{xy} - H_{xy1}) / H_x$
     with $H_{xy1} = -\sum_{ij} p_{ij} \log_2 (p_x(i) p_y(j) + \varepsilon)$, 0 where $H_x = 0$.
@@ -224,7 +234,8 @@ def _imc2(g: _Cooccurrence) -> np.ndarray:
     where they are equal. IBSI: second measure of information correlation (JN9H)."""
     independent = g.px * g.py
     hxy2 = -(independent * np.log2(independent + _EPSILON)).sum((0, 1))
-    return np.where(hxy2 == g.entropy, 0, (1 - np.e ** (-2 * (hxy2 - g.entropy))) ** 0.5)
+    decay = np.e ** (-2 * (hxy2 - g.entropy))
+    return np.where(hxy2 == g.entropy, 0, (1 - decay) ** 0.5)
 
 
 def _mcc(g: _Cooccurrence) -> np.ndarray:
@@ -234,7 +245,8 @@ def _mcc(g: _Cooccurrence) -> np.ndarray:
         return np.ones(1)
     q = 0
     for k in range(len(g.i)):
-        q = q + g.p[:, None, k] * g.p[None, :, k] / (g.px * g.py[:, k] + _EPSILON)
+        shares = g.px * g.py[:, k] + _EPSILON
+        q = q + g.p[:, None, k] * g.p[None, :, k] / shares
     eigenvalues = np.sort(np.linalg.eigvals(q.transpose(2, 0, 1)))
     return np.sqrt(eigenvalues[:, -2]).real
 

@@ -31,7 +31,7 @@ class _NeighborDifferences:
         "Return the difference i − j of each two levels."
         return self.i[:, None] - self.i
 
-# %% ../../nbs/radiomics/08_ngtdm.ipynb #d9788df4
+# %% ../../nbs/radiomics/08_ngtdm.ipynb #56049680
 def _sum_neighbors(
     image: _FlatImage,
 ) -> tuple[np.ndarray, np.ndarray]:  # int16 and int8, of the size of `image.pixels`
@@ -55,15 +55,17 @@ def _neighbor_differences(
     level = image.pixels.astype(np.int16)
     total, m = _sum_neighbors(image)
     key = level * 9 + m  # level and number of neighbors
-    shape = (int(image.levels[-1]) + 1, 9)
-    size = shape[0] * shape[1]
-    n = np.bincount(key, minlength=size).reshape(shape)[image.levels]
-    d = np.bincount(key, weights=abs(level * m - total), minlength=size)
-    d = d.reshape(shape)[image.levels]
-    s = (d / np.maximum(np.arange(9), 1)).sum(1)
+    size = 9 * (int(image.levels[-1]) + 1)
+    difference = abs(level * m - total)  # times m
+    n = np.bincount(key, minlength=size)
+    n = n.reshape(-1, 9)[image.levels]
+    d = np.bincount(key, weights=difference, minlength=size)
+    d = d.reshape(-1, 9)[image.levels]
+    divisors = np.maximum(np.arange(9), 1)
+    s = (d / divisors).sum(1)
     return _NeighborDifferences(image.levels.astype(float), n.sum(1), s)
 
-# %% ../../nbs/radiomics/08_ngtdm.ipynb #a5f907b1
+# %% ../../nbs/radiomics/08_ngtdm.ipynb #b0a5b136
 def _coarseness(d: _NeighborDifferences) -> float:
     r"$1 / \sum_i p_i s_i$, $10^6$ where the sum is 0. IBSI: coarseness (QCDE)."
     difference = (d.p * d.s).sum()
@@ -92,15 +94,17 @@ def _complexity(d: _NeighborDifferences) -> float:
     r"""$\frac{1}{N} \sum_{ij} |i - j| \frac{p_i s_i + p_j s_j}{p_i + p_j}$.
     IBSI: complexity (HDEZ)."""
     ps = d.p * d.s
-    weighted = abs(d.level_difference) * (ps[:, None] + ps) / (d.p[:, None] + d.p)
+    weighted = abs(d.level_difference) * (ps[:, None] + ps)
+    weighted = weighted / (d.p[:, None] + d.p)
     return weighted.sum() / d.n.sum()
 
 
 def _strength(d: _NeighborDifferences) -> float:
     r"""$\sum_{ij} (p_i + p_j)(i - j)^2 / \sum_i s_i$, 0 where the denominator is 0.
     IBSI: strength (1X9X)."""
+    total = d.s.sum()
     spread = ((d.p[:, None] + d.p) * d.level_difference**2).sum()
-    return spread / d.s.sum() if d.s.sum() else 0.0
+    return spread / total if total else 0.0
 
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #2c72229c
 _NGTDM = {

@@ -26,14 +26,16 @@ _LENGTH_BY_NUMBER = np.array([0, 0.5**0.5, 1, 0.5**0.5, 0])
 _CORNER_AREA = np.where(_IS_DIAGONAL, 1 / 4, _AREA_BY_NUMBER[_N_INSIDE])  # square pixels
 _CORNER_LENGTH = np.where(_IS_DIAGONAL, 2 * 0.5**0.5, _LENGTH_BY_NUMBER[_N_INSIDE])  # pixels
 
-# %% ../../nbs/radiomics/04_shape.ipynb #28003d2c
+# %% ../../nbs/radiomics/04_shape.ipynb #0c1be94d
 def _count_corners(
     masks: Tensor,  # (B, M, H, W), bool
 ) -> Tensor:  # (B, M, 16), int64, on the device of the masks
     "Count the corners of each kind."
     m = pad(masks.to(torch.uint8), (1, 1, 1, 1))
-    pair = m[..., :-1] + 2 * m[..., 1:]  # a pixel and the one to its right
-    kind = pair[..., :-1, :] + 4 * pair[..., 1:, :]  # and the two below
+    right = m[..., 1:]
+    pair = m[..., :-1] + 2 * right  # a pixel and the one to its right
+    below = pair[..., 1:, :]
+    kind = pair[..., :-1, :] + 4 * below  # and the two below
     counts = [torch.bincount(k.flatten(), minlength=16) for k in kind.flatten(0, 1)]
     return torch.stack(counts).view(*masks.shape[:2], 16)
 
@@ -58,7 +60,7 @@ def _coordinate_sums(
     squares = [in_row @ y**2, x_in_row @ y, in_column @ x**2]
     return torch.stack(sums + squares, dim=-1)
 
-# %% ../../nbs/radiomics/04_shape.ipynb #d9ee179f
+# %% ../../nbs/radiomics/04_shape.ipynb #a6df0aef
 def _principal_variances(
     sums: np.ndarray,  # (6,), of `_coordinate_sums`
 ) -> tuple[float, float]:  # larger and smaller, square pixels
@@ -68,11 +70,15 @@ def _principal_variances(
     a = n * yy - y * y
     b = n * yx - y * x
     d = n * xx - x * x
-    larger = (a + d + ((a - d) ** 2 + 4 * b * b) ** 0.5) / 2
-    smaller = (a * d - b * b) / larger / n**2 if larger else 0.0
-    return larger / n**2, smaller
+    root = ((a - d) ** 2 + 4 * b * b) ** 0.5
+    larger = (a + d + root) / 2
+    if not larger:
+        return 0.0, 0.0
+    determinant = a * d - b * b
+    smaller = determinant / larger
+    return larger / n**2, smaller / n**2
 
-# %% ../../nbs/radiomics/04_shape.ipynb #abea6a41
+# %% ../../nbs/radiomics/04_shape.ipynb #1c73a0f2
 def _row_ends(
     masks: Tensor,  # (B, M, H, W), bool
 ) -> Tensor:  # (B, M, H, 2), int16: first and last pixel of each row; W and -1 where it has none
@@ -80,20 +86,24 @@ def _row_ends(
     m = masks.to(torch.int16)
     width = masks.shape[-1]
     x = torch.arange(1, width + 1, dtype=torch.int16, device=masks.device)
-    first = width - (m * x.flip(0)).amax(-1)
-    last = (m * x).amax(-1) - 1
+    from_left = m * x
+    from_right = m * x.flip(0)
+    first = width - from_right.amax(-1)
+    last = from_left.amax(-1) - 1
     return torch.stack([first, last], dim=-1)
 
-# %% ../../nbs/radiomics/04_shape.ipynb #43a471be
+# %% ../../nbs/radiomics/04_shape.ipynb #88178ec9
 def _outer_rows(
     ends: np.ndarray,  # (R, 2), first and last pixel of each row that has any
 ) -> np.ndarray:  # (R,), bool
     "Return which rows reach farther out, on one side, than every row above or every row below."
     reach = ends * (-1, 1)  # to the left, to the right
     nothing = np.full((1, 2), -np.inf)
-    above = np.concatenate([nothing, np.maximum.accumulate(reach)[:-1]])
-    below = np.concatenate([np.maximum.accumulate(reach[::-1])[-2::-1], nothing])
-    return ((above < reach) | (below < reach)).any(1)
+    above = np.maximum.accumulate(reach)[:-1]
+    below = np.maximum.accumulate(reach[::-1])[-2::-1]
+    is_outer = np.concatenate([nothing, above]) < reach
+    is_outer |= np.concatenate([below, nothing]) < reach
+    return is_outer.any(1)
 
 
 def _maximum_diameter(
@@ -108,7 +118,9 @@ def _maximum_diameter(
     bottoms = [(y + 0.5, first), (y + 0.5, last)]
     points = np.concatenate([np.stack(p, 1) for p in sides + tops + bottoms])
     corners = points[ConvexHull(points).vertices]
-    return float(((corners[:, None] - corners[None]) ** 2).sum(-1).max() ** 0.5)
+    differences = corners[:, None] - corners[None]  # of all pairs
+    squares = (differences**2).sum(-1)
+    return float(squares.max() ** 0.5)
 
 # %% ../../nbs/radiomics/04_shape.ipynb #2256af5e
 @dataclass(frozen=True)
