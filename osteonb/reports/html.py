@@ -272,8 +272,11 @@ def headline_numbers(
     texts = [(name, "–" if np.isnan(value) else f"{value:.2f}") for name, value in numbers.items()]
     return _render("headline", texts)
 
-# %% ../../nbs/reports/01_html.ipynb #cd1a7d42
-_SYNTHETIC_WARNING = "The tiles are synthetic: they were drawn by osteonb to try the method, and say nothing about patients."
+# %% ../../nbs/reports/01_html.ipynb #b531b79c
+_SYNTHETIC_WARNING = (
+    "The tiles are synthetic: they were drawn by osteonb to try the method, "
+    "and say nothing about patients."
+)
 _RESEARCH_NOTE = _paragraph("For research only; no part of this is a diagnosis.", "soft")
 
 # %% ../../nbs/reports/01_html.ipynb #1ff24f7b

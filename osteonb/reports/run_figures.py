@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_learning_curves', 'plot_confusion', 'plot_roc', 'plot_gate', 'plot_features']
 
-# %% ../../nbs/reports/03_run_figures.ipynb #66e4fc63
+# %% ../../nbs/reports/03_run_figures.ipynb #80eb6916
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,14 +16,8 @@ from scipy.stats import kruskal
 
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, TASKS, TITLES
-from osteonb.evaluation.metrics import (
-    check_predictions,
-    confusion_counts,
-    evaluate,
-    predicted_scope,
-    roc_points,
-    scope_as_binary,
-)
+from ..evaluation.metrics import confusion_counts, evaluate, roc_points
+from ..evaluation.predictions import check_predictions, predicted_scope, scope_as_binary
 from .style import COLORS, PLOT_STYLE, _write_in_panel, make_panels
 
 # %% ../../nbs/reports/03_run_figures.ipynb #55640be2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/reports/grid/05_error_figures.ipynb #fe76afda
+# %% ../../../nbs/reports/grid/05_error_figures.ipynb #4ea704a7
 import textwrap
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from ...core.errors import InputError
 from ...core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES
 from ...data.images import open_image
-from osteonb.evaluation.metrics import (
+from ...evaluation.metrics import confusion_counts
+from osteonb.evaluation.predictions import (
     check_predictions,
-    confusion_counts,
     predicted_classes,
     predicted_scope,
     scope_as_binary,
