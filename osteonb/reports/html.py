@@ -315,10 +315,10 @@ def _restore_text(
         restored[name] = pd.Series(values, index=table.index, dtype=object)
     return table.assign(**restored)
 
-# %% ../../nbs/reports/01_html.ipynb #dcca7311
+# %% ../../nbs/reports/01_html.ipynb #af4edac1
 def _as_counts(
     table: pd.DataFrame,  # whose columns of counts may have been read as floats
-    columns: tuple = ("n", "cells", "not_run", "family", "epoch", "seed"),
+    columns: tuple = ("n", "cells", "not_run", "family", "epoch", "seed"),  # of counts
 ) -> pd.DataFrame:  # the same, with whole numbers and `<NA>` in these columns
     "Show whole numbers as whole numbers."
     numeric = [c for c in columns if c in table and pd.api.types.is_numeric_dtype(table[c])]

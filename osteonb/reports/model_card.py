@@ -59,10 +59,10 @@ def _to_list(
     items = [f"- {line}" if line and not line.startswith("|") else line for line in lines]
     return "\n".join(items)
 
-# %% ../../nbs/reports/06_model_card.ipynb #8d7b5c30
+# %% ../../nbs/reports/06_model_card.ipynb #1f98a7ea
 def _format_interval(
-    low: float,  # `NaN` where there is no interval
-    high: float,
+    low: float,  # the lower end, `NaN` where there is no interval
+    high: float,  # the upper end
 ) -> str:
     "Write an interval with three digits."
     return "–" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
@@ -80,9 +80,9 @@ def _headline_figures(
     columns["tiles"] = table.n.astype(int)
     return pd.DataFrame(columns, index=table.index).rename_axis("test part")
 
-# %% ../../nbs/reports/06_model_card.ipynb #599dca42
+# %% ../../nbs/reports/06_model_card.ipynb #f5e9173c
 def _input_lines(
-    config: Config,
+    config: Config,  # of the run
     features: list[str] | None,  # that enter the model, in order; None for images only
 ) -> list[str]:
     "Say what the model looks at."
@@ -99,9 +99,9 @@ def _input_lines(
 
 
 def _training_lines(
-    tiles: pd.DataFrame,
+    tiles: pd.DataFrame,  # that entered
     folds: pd.DataFrame,  # `part` of each tile
-    test_patient: str,
+    test_patient: str,  # who was held out
 ) -> list[str]:
     "Say what the model was trained on."
     is_train = folds.part == "train"
@@ -115,7 +115,7 @@ def _training_lines(
 
 
 def _origin_lines(
-    run: Run,
+    run: Run,  # a trained run
 ) -> list[str]:
     "List the versions and the settings that a run was made with."
     versions = read_json(run.file("made_with"))["versions"]

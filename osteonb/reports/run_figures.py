@@ -44,9 +44,9 @@ def _plot_class_by_patient(
         fig.legend(loc="outside upper center", ncols=3, frameon=False)
     return fig
 
-# %% ../../nbs/reports/03_run_figures.ipynb #cd67b235
+# %% ../../nbs/reports/03_run_figures.ipynb #3a373d63
 def _get_column(
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # a history or predictions
     name: str,  # a column, which may be absent
 ) -> pd.Series:  # its values, all `NaN` where it is absent
     "Return a column that not every variant has."

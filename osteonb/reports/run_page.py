@@ -134,7 +134,7 @@ def _training_section(
     learning = _learning_part(history, config, note)
     return html_section("Training", text, learning, _gate_part(run.predictions, note))
 
-# %% ../../nbs/reports/04_run_page.ipynb #9eaad284
+# %% ../../nbs/reports/04_run_page.ipynb #9fa6cf5f
 def _scaler_sentences(
     run: Run,  # with features
 ) -> tuple[str, str]:  # what enters the model; what was dropped
@@ -165,7 +165,7 @@ def _undefined_table(
 
 
 def _features_section(
-    run: Run,
+    run: Run,  # with its predictions
     note: str,  # printed on the figure
 ) -> str:  # empty for a run that is shown images only
     "Return the section of the features: how many there are, which are undefined, how they differ by class."
@@ -187,7 +187,7 @@ def _features_section(
     figure = figure_to_html(figure, description)
     return html_section("Radiomic features", text, _paragraph(dropped), table, figure)
 
-# %% ../../nbs/reports/04_run_page.ipynb #c36232cf
+# %% ../../nbs/reports/04_run_page.ipynb #4d74c7a9
 _HEADLINES = {
     "accuracy": ("classes", "accuracy"),
     "accuracy of the most frequent class": ("classes", "majority_accuracy"),
@@ -207,7 +207,7 @@ def _headline(
 
 
 def _subtitle(
-    config: Config,
+    config: Config,  # of the run
     note: str,  # where the tiles come from, if they are synthetic
 ) -> str:
     "Return what kind of model a run has, in one line."

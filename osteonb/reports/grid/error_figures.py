@@ -70,10 +70,10 @@ def _find_mistakes(
     table = table[table.true != table.called].sort_values("p", kind="stable")
     return table.replace({c: TITLES[c] for c in CLASSES} | dict(tumor="Tumor"))
 
-# %% ../../../nbs/reports/grid/05_error_figures.ipynb #a191560f
+# %% ../../../nbs/reports/grid/05_error_figures.ipynb #c0cf607f
 def _draw_mistake(
     ax: plt.Axes,  # the panel
-    title: str,
+    title: str,  # of the panel
     path: object,  # of the picture; not a path where there is none
     size_px: int,  # largest side of the picture, pixels
 ) -> None:
