@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bootstrap_mean_interval', 'intervals', 'score_with_standard_error']
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #f2d6b100
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #d416b615
 import numpy as np
 import pandas as pd
 
@@ -14,63 +14,12 @@ from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
 from .metrics import _class_metrics, _default_metrics
 from osteonb.evaluation.predictions import (
     _missing_head_reason,
-    _raise_for_columns,
-    _raise_for_rows,
-    check_predictions,
+    _select_test_rows,
     predicted_classes,
     predicted_scope,
     scope_as_binary,
     scope_sides,
 )
-
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #f1bdcd7a
-def _check_seeds(
-    predictions: pd.DataFrame,  # indexed by tile, several folds and seeds
-) -> None:
-    "Raise an `InputError` where the seeds do not hold the same facts of a tile."
-    _raise_for_columns(predictions, ("fold", "part", "seed", "slide"), "seeds cannot be averaged")
-    for _, rows in predictions.groupby("seed"):
-        check_predictions(rows)
-    facts = predictions.groupby(level=0, sort=False)[["label", "patient", "slide"]].nunique()
-    for fact in facts:
-        problem = f"a {fact} that is missing, or not the same in all seeds and folds"
-        _raise_for_rows(facts, facts[fact] != 1, problem)
-
-
-def _average_seeds(
-    predictions: pd.DataFrame,  # indexed by tile; with `seed` and `slide`
-) -> pd.DataFrame:  # with `seeds`, how many went in, for `seed`
-    "Average the seeds: one row for each fold, part and tile, and one for each test tile."
-    _check_seeds(predictions)
-    table = predictions.rename_axis("tile").reset_index().sort_values("seed", kind="stable")
-    tested = table[table.part == "test"]
-    folds_differ = tested.groupby("tile").fold.nunique().max() > 1
-    rows = table[table.seed == table.seed.min()] if folds_differ else table
-    rows = rows.drop_duplicates(["fold", "part", "tile"])
-    rows = rows[(rows.part != "test") | ~rows.duplicated(["part", "tile"])]
-    is_lost = ~tested.tile.isin(rows.tile[rows.part == "test"])
-    problem = "a tile that the lowest seed does not test, and folds differ by seed"
-    _raise_for_rows(tested.set_index("tile"), is_lost, f"{problem}; finish the grid")
-    keys = ["part", "tile"] if folds_differ else ["fold", "part", "tile"]
-    numbers = [name for name in (*PROBABILITY_COLUMNS, "gate_image") if name in table]
-    groups = table.astype(dict.fromkeys(numbers, float)).groupby(keys, sort=False)
-    means = groups[numbers].mean().assign(seeds=groups.seed.nunique())
-    columns = [name for name in predictions if name != "seed"] + ["seeds"]
-    rows = rows.drop(columns=[*numbers, "seed"]).join(means, on=keys)
-    return rows.set_index("tile")[columns]
-
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #c8e588aa
-def _select_test_rows(
-    predictions: pd.DataFrame,  # indexed by tile, seeds averaged
-) -> pd.DataFrame:
-    "Return the test rows; raise `InputError` for a duplicate tile or one without a slide."
-    _raise_for_columns(predictions, ("part", "slide", "patient"))
-    test = predictions[predictions.part == "test"]
-    problem = "a test tile more than once (if there are several seeds, average them first)"
-    _raise_for_rows(test, test.index.duplicated(), problem)
-    check_predictions(test)
-    _raise_for_rows(test, test[["slide", "patient"]].isna().any(axis=1), "no slide or no patient")
-    return test
 
 # %% ../../nbs/evaluation/03_bootstrap.ipynb #235303bf
 # what is drawn whole -> the columns that name it
@@ -407,8 +356,10 @@ def score_with_standard_error(
     score = _point_metrics(test).set_index(["scope", "metric"]).value[key]
     return float(score), float(draws.std())
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #cd5ae621
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #ae08a200
 # former names, until the folders above have switched
+from osteonb.evaluation.predictions import _average_seeds
+
 bootstrap_weights = _bootstrap_weights
 point_metrics = _point_metrics
 safe_divide = _safe_divide

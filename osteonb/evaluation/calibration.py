@@ -106,7 +106,7 @@ def _expected_calibration_error(
     "Return the bins' |share - score|, weighted by tiles (Guo et al. 2017, ICML, eq. 3)."
     return float((bins.n * (bins.share - bins.score).abs()).sum() / bins.n.sum())
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #d05c8a7c
+# %% ../../nbs/evaluation/05_calibration.ipynb #0de20e45
 _CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 
 
@@ -117,8 +117,9 @@ def _calibration_values(
     bins: int,  # of equal width, for `ece`
 ) -> dict[str, float]:  # one of each of `_CALIBRATION_METRICS`
     "Compute the calibration metrics of a scope."
-    p = y = stated.score.to_numpy()
-    y = truth = stated.target.to_numpy(dtype=int)
+    p = stated.score.to_numpy()
+    truth = stated.target.to_numpy(dtype=int)
+    y = truth
     sides = range(2)
     if scope == "classes":
         p = test[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float)
@@ -210,7 +211,7 @@ def fit_temperatures(
             rows.append(dict(fold=fold, task=task, temperature=T, n=len(asked), reason=reason))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #008eda4f
+# %% ../../nbs/evaluation/05_calibration.ipynb #aceaea20
 def _checked_temperatures(
     predictions: pd.DataFrame,  # with `fold`
     temperatures: pd.DataFrame,  # `fold, task, temperature`
@@ -243,7 +244,9 @@ def apply_temperatures(
         tumor=(p.p_non_viable + p.p_viable, p.p_non_tumor),
         viability=(viability, 1 - viability),
     )
-    yes, no, is_scaled = {}, {}, False
+    yes = {}
+    no = {}
+    is_scaled = False
     for task in TASKS:
         score = scores[f"score_{task}"]
         T = predictions.fold.map(known.xs(task, level="task")).where(score.notna())

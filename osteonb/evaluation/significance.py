@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mcnemar_test', 'delong_test', 'holm_adjust', 'smallest_sign_test_p', 'compare']
 
-# %% ../../nbs/evaluation/04_significance.ipynb #378b5a38
+# %% ../../nbs/evaluation/04_significance.ipynb #825dfb4e
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +20,11 @@ from osteonb.evaluation.bootstrap import (
     _has_one_cluster,
     _join_intervals,
     _point_metrics,
-    _select_test_rows,
 )
 from osteonb.evaluation.predictions import (
     _missing_head_reason,
     _raise_for_rows,
+    _select_test_rows,
     predicted_classes,
     scope_as_binary,
 )
