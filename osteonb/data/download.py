@@ -218,7 +218,7 @@ def _find_missing(
     on_disk: pd.DataFrame,  # of `_tiles_on_disk`
     remote: pd.DataFrame,  # of `_list_remote_tiles`
 ) -> pd.DataFrame:  # `file`, `url`, `reason`, indexed by tile
-    "Say what must be fetched: the reason is empty, `_NOT_FETCHED`, or what stands in the way."
+    "Say what must be fetched: the reason is empty, `_NOT_FETCHED`, or what prevents it."
     on_disk = on_disk.reindex(tiles)
     remote = remote.reindex(tiles)
     reason = pd.Series(_NOT_FETCHED, tiles)

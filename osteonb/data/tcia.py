@@ -210,7 +210,7 @@ def _check_labels(
         reason = "the release's table has three classes"
         raise InputError(f"{path}: no row has the label {abbreviate(absent)}; {reason}")
 
-# %% ../../nbs/data/02_tcia.ipynb #ad2bef62
+# %% ../../nbs/data/02_tcia.ipynb #fd8f129f
 def _read_release_table(
     path: Path,  # `ML_Features_*.csv`; a byte-order mark and either line ending are fine
 ) -> pd.DataFrame:  # by tile: `patient`, `slide`, `x`, `y`, `label` (also "mixed"), `tcia_…`
@@ -231,7 +231,7 @@ def _read_release_table(
     _check_rows(path, "a duplicate tile", tiles, tiles.duplicated(), "keep one row of each")
     return table
 
-# %% ../../nbs/data/02_tcia.ipynb #79222377
+# %% ../../nbs/data/02_tcia.ipynb #ba84e5c6
 def _find_table(
     root: Path,  # the folder in which the release was unpacked
 ) -> Path:  # its table
@@ -251,7 +251,7 @@ def _find_table(
     names = abbreviate(path.relative_to(root) for path in found)
     raise InputError(f"{root}: no column 'image.name' in {names}; {_RELEASE_FIX}")
 
-# %% ../../nbs/data/02_tcia.ipynb #af752a0b
+# %% ../../nbs/data/02_tcia.ipynb #341dd057
 def _find_tile_files(
     root: Path,  # the folder in which the release was unpacked
 ) -> pd.Series:  # paths, indexed by tile
@@ -273,7 +273,7 @@ def _find_tile_files(
         raise InputError(f"{root}: {count} with two files: {names}; keep one of each")
     return found
 
-# %% ../../nbs/data/02_tcia.ipynb #f23a2abc
+# %% ../../nbs/data/02_tcia.ipynb #22108f85
 def _match_images(
     root: Path,  # the folder in which the release was unpacked
     table: pd.DataFrame,  # of `_read_release_table`
@@ -293,7 +293,7 @@ def _match_images(
     found = found.assign(path=paths.reindex(table.index), file=names.reindex(table.index))
     return found[["path", "file", "sha256", "reason"]], names.drop(both)
 
-# %% ../../nbs/data/02_tcia.ipynb #9e3d5e51
+# %% ../../nbs/data/02_tcia.ipynb #284baa6b
 def _row_digests(
     table: pd.DataFrame,  # of `_read_release_table`
 ) -> pd.Series:  # 64 hexadecimal digits each, same index
@@ -302,7 +302,7 @@ def _row_digests(
     digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in values]
     return pd.Series(digests, table.index, dtype=str)
 
-# %% ../../nbs/data/02_tcia.ipynb #3d9e7eb3
+# %% ../../nbs/data/02_tcia.ipynb #bc1cd2ac
 def _check_mixed_label(
     mixed_label: str,  # what mixed tiles count as
 ) -> None:
@@ -337,7 +337,7 @@ def _separate_excluded(
     tiles.insert(7, "sha256", found.sha256[tiles.index])
     return tiles, excluded.rename_axis("tile")
 
-# %% ../../nbs/data/02_tcia.ipynb #7afb55f1
+# %% ../../nbs/data/02_tcia.ipynb #d7705fea
 def read_release(
     root: str | Path,  # the folder in which the release was unpacked
     mixed_label: str = "non-viable",  # what mixed tiles count as: `non-viable`, `viable`, or `drop`
