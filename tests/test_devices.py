@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from osteonb.core.config import configure; from osteonb.core.files import read_table; from osteonb.core.labels import CLASSES
+from osteonb.core.config import configure
+from osteonb.core.files import read_table
+from osteonb.core.labels import CLASSES
 from osteonb.synthetic.cohort import make_cohort
 from osteonb.models.training import fit
 
@@ -51,10 +53,10 @@ def test_compiled(tmp_path):
 def test_two_machines_give_what_one_gives(tmp_path):
     "torchrun twice, as on two machines with a processor each that see the same disk: one run folder, the history of a single process, and no file more."
     data, bin = make_cohort(tmp_path/"cohort", scale=.25, size=64, n_jobs=1), Path(sys.executable).parent
-    settings = "tile_size=64 image_size=32 backbone=convnext_atto weights=none frozen=false augment=true max_epochs=2 min_epochs=2 batch_size=9"
+    settings = "tile_size=64 image_size=32 backbone=convnext_atto pretrained_weights=none freeze_backbone=false augment=true max_epochs=2 min_epochs=2 batch_size=9"
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     def train(folder, more, *launcher):
-        words = [*launcher, bin/"osteonb_train", "--out", tmp_path/folder, "--data", data, "--test_patient", "Case-904", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
+        words = [*launcher, bin/"osteonb", "train", "--out", tmp_path/folder, "--data", data, "--test-patient", "Case-904", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
         return subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     def end(process):
         said = process.communicate(timeout=300)
@@ -62,9 +64,9 @@ def test_two_machines_give_what_one_gives(tmp_path):
         return said[0]
     end(train("one", ""))
     for _ in range(2):                     # the second time there is nothing to do, and nobody waits for the other
-        both = [train("two", "nodes=2", bin/"torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port, "--no_python") for rank in (0, 1)]
+        both = [train("two", "num_nodes=2", bin/"torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port, "--no_python") for rank in (0, 1)]
         assert [end(p).count("best validation AUC") for p in both] == [1, 0]
     pd.testing.assert_frame_equal(*(read_table(tmp_path/folder/"history.csv") for folder in ("one", "two")), rtol=1e-3)
     assert {p.name for p in (tmp_path/"two").iterdir()} == {p.name for p in (tmp_path/"one").iterdir()}
-    alone = train("none", "nodes=2")
+    alone = train("none", "num_nodes=2")
     assert "each of 2 machines has to start this command" in alone.communicate(timeout=60)[1] and alone.returncode == 1

@@ -4,7 +4,7 @@ The same examples every time; `OSTEONB_FUZZ=20 pytest tests/test_fuzz.py` draws 
 
 What stays as it is, since nobody can see it: JPEG and TIFF have no checksum of their pixels, so a bit that flipped there gives another picture, ours and Pillow's alike; so does a PNG that was
 written with too few lines and yet with the right checksums. Of several pages or frames the first is read, and a picture as it is stored, whatever its EXIF says of turning it."""
-import contextlib, copy, csv, dataclasses, hashlib, io, json, math, os, re, resource, select, shutil, signal, struct, subprocess, sys, warnings, zlib
+import contextlib, copy, csv, hashlib, io, json, math, os, re, select, shutil, signal, struct, subprocess, sys, warnings, zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings, strategies as st
 from PIL import Image, features
 
-from osteonb.core.cache import compute_table_rows, _kept; from osteonb.core.config import Config, configure; from osteonb.core.errors import InputError; from osteonb.core.files import json_digest, read_json, write_json, write_table; from osteonb.core.labels import CLASSES, PROBABILITY_COLUMNS; from osteonb.core.runs import run_config
-from osteonb.evaluation.metrics import evaluate; from osteonb.evaluation.tables import _evaluate_per_patient
-from osteonb.experiments.grid import _setting_changes, read_grid, _variant_configs
-from osteonb.data.images import _IMAGE_SUFFIXES; from osteonb.data.tcia import RELEASE_COLUMNS, RELEASE_LABELS, _SOURCE_FEATURES, parse_tile_name, _read_release_table, read_release; from osteonb.data.tiles import _read_tile_list
+from osteonb.core.cache import _RowCache, compute_table_rows
+from osteonb.core.config import configure
+from osteonb.core.errors import InputError
+from osteonb.core.files import json_digest, read_json, write_json, write_table
+from osteonb.core.labels import CLASSES, PROBABILITY_COLUMNS
+from osteonb.core.runs import Run
+from osteonb.data.images import _IMAGE_SUFFIXES
+from osteonb.data.tcia import _SOURCE_FEATURES, RELEASE_COLUMNS, RELEASE_LABELS, _read_release_table, parse_tile_name, read_release
+from osteonb.data.tiles import _read_tile_list
+from osteonb.evaluation.metrics import evaluate
+from osteonb.evaluation.tables import _evaluate_per_patient
+from osteonb.experiments.grid import _setting_changes, _variant_configs, read_grid
 
 MORE = int(os.environ.get("OSTEONB_FUZZ", "1"))
 SECONDS = 30          # that one input may take, on a busy machine too
@@ -103,18 +111,20 @@ import hashlib, json, resource, sys, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from osteonb import core, tiles
+from osteonb.core.errors import InputError
+from osteonb.core.files import read_table
+from osteonb.data.images import _check_image, read_tile
 warnings.simplefilter("ignore")
 def named(array): return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
 def pillow(path):
     try: return named(np.asarray(Image.open(path)))
     except Exception: return None
 def predicted(path):
-    from osteonb import experiment
-    return experiment.predict_run(path).to_json()
-CALLS = dict(tile=lambda p: named(tiles.read_tile(p)), pillow=pillow, check=lambda p, side: tiles.check_file(Path(p), side)["reason"],
-             table=lambda p: core.read_table(p).to_json(orient="split"), predicted=predicted)
-if sys.argv[1:]: from osteonb import experiment
+    from osteonb.experiments.pipeline import predict_run
+    return predict_run(path).to_json()
+CALLS = dict(tile=lambda p: named(read_tile(p)), pillow=pillow, check=lambda p, side: _check_image(Path(p), side)["reason"],
+             table=lambda p: read_table(p).to_json(orient="split"), predicted=predicted)
+if sys.argv[1:]: from osteonb.experiments.pipeline import predict_run
 size = int(Path("/proc/self/statm").read_text().split()[0])*resource.getpagesize() if Path("/proc/self/statm").exists() else None
 if size: resource.setrlimit(resource.RLIMIT_AS, (size + 2*%d, resource.RLIM_INFINITY))
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), flush=True)
@@ -122,7 +132,7 @@ for line in sys.stdin:
     call, *args = json.loads(line)
     try: said = dict(value=CALLS[call](*args))
     except Exception as e:
-        ours = isinstance(e, core.InputError) or isinstance(e, OSError) and type(e).__module__ == "builtins"
+        ours = isinstance(e, InputError) or isinstance(e, OSError) and type(e).__module__ == "builtins"
         said = dict(error=str(e), kind=type(e).__name__, ours=ours)
     print(json.dumps(said | dict(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)), flush=True)
 """ % ROOM
@@ -505,13 +515,13 @@ def test_smallest_picture(worker, tmp_path):
 
 # Settings.
 
-FIELDS = {f.name: f.default for f in dataclasses.fields(Config)}
+FIELDS = {"preset": "quick", **configure().flat()}
 
 
 def check_config(config, folder):
     "A configuration that was accepted is of the right types, finite, and the same after it was written and read."
     for name, default in FIELDS.items():
-        value = getattr(config, name)
+        value = config.preset if name == "preset" else config.flat()[name]
         assert type(value) is type(default) and (not isinstance(value, float) or math.isfinite(value)), name
         assert not isinstance(value, tuple) or value and all(type(v) is str for v in value), name
     assert 0 <= config.training.seed < 2**32 and max(config.model.width, config.model.gate_width, config.model.image_size) <= 10**4 and max(config.data.tile_size, config.training.batch_size) <= 10**6
@@ -538,7 +548,7 @@ def test_configure(changed, tmp_path_factory):
 
 
 @examples(200)
-@given(text=altered(dataclasses.asdict(configure())).map(lambda v: json.dumps(v).encode()) | damaged(json.dumps(dataclasses.asdict(configure())).encode()) | st.binary(max_size=30))
+@given(text=(altered(configure().to_dict()) | altered({"preset": "quick", **configure().flat()})).map(lambda v: json.dumps(v).encode()) | damaged(json.dumps(configure().to_dict()).encode()) | st.binary(max_size=30))
 def test_run_config(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder/"config.json").write_bytes(text)
@@ -556,7 +566,7 @@ def test_config_refused(text, tmp_path):
 
 # Grids.
 
-GRID = dict(name="a grid", base=dict(modality="radiomics", feature_source="release"), variants={"chained": {}, "flat": dict(head="flat"), "logistic": dict(model="logistic", against="flat"), "nested": dict(candidates=[dict(n_features=20), {}])},
+GRID = dict(name="a grid", base=dict(modality="radiomics", feature_source="release"), variants={"chained": {}, "flat": dict(head="flat"), "logistic": dict(estimator="logistic", against="flat"), "nested": dict(candidates=[dict(n_features=20), {}])},
             reference="chained", claims=dict(hierarchical=["chained", "flat"]), splits=["patient", "tile"], folds=3, seeds=[0, 1], draws=10)
 
 
@@ -645,7 +655,7 @@ def test_cache(data, tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pd.testing.assert_frame_equal(cached(cache_dir), good)                # and nothing is left to be reported
-    assert set(_kept(cache_dir/json_digest(dict(version=1))).index) == set(TILES.sha256)
+    assert set(_RowCache(cache_dir, dict(version=1)).load().index) == set(TILES.sha256)
 
 
 # Run folders.
@@ -653,7 +663,10 @@ def test_cache(data, tmp_path_factory):
 def run_folder(folder, **settings):
     "A run folder that is complete but for its training: a network as it was drawn."
     import torch
-    from osteonb.models.backbone import make_backbone; from osteonb.models.checkpoint import _read_scaler, load_model, save_model; from osteonb.models.fusion import TrainedModel, make_network; from osteonb.models.scaling import fit_scaler
+    from osteonb.models.backbone import make_backbone
+    from osteonb.models.checkpoint import save_model
+    from osteonb.models.fusion import TrainedModel, make_network
+    from osteonb.models.scaling import fit_scaler
     random = np.random.default_rng(0)
     config = configure(width=8, gate_width=4, feature_scaling="rank", test_patient="C", backbone="test_efficientnet", pretrained_weights="none", image_size=32, **settings)
     index = pd.Index([f"t{i}" for i in range(12)], name="tile")
@@ -696,7 +709,7 @@ def runner(tmp_path_factory):
     worker.process.wait()
 
 
-READ = ["config.json", "tiles.parquet", "folds.parquet", "features.parquet", "standardiser.json", "model.safetensors"]
+READ = ["config.json", "tiles.parquet", "folds.parquet", "features.parquet", "scaler.json", "model.safetensors"]
 
 
 @examples(130)
@@ -733,8 +746,8 @@ DAMAGED = {"mean is a list": dict(mean=[0, 0]), "mean is a number": dict(mean=3)
 @pytest.mark.parametrize("what", DAMAGED)
 def test_standardiser_refused(what, tmp_path):
     from osteonb.models.checkpoint import _read_scaler
-    (tmp_path/"standardiser.json").write_text(json.dumps({**STANDARDISER, **DAMAGED[what]}))
-    assert tried(lambda: _read_scaler(tmp_path/"standardiser.json"), "standardiser.json") is REFUSED
+    (tmp_path/"scaler.json").write_text(json.dumps({**STANDARDISER, **DAMAGED[what]}))
+    assert tried(lambda: _read_scaler(tmp_path/"scaler.json"), "scaler.json") is REFUSED
 
 
 def test_weights_with_a_flipped_bit(run, tmp_path):
@@ -747,7 +760,7 @@ def test_weights_with_a_flipped_bit(run, tmp_path):
     whole = (folder/"model.safetensors").read_bytes()
     for at in range(0, len(whole), max(1, len(whole)//100)):
         (folder/"model.safetensors").write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at+1:])
-        read = tried(lambda: load_model(folder), "model.safetensors", "standardiser.json")
+        read = tried(lambda: load_model(folder), "model.safetensors", "scaler.json")
         assert read is REFUSED or all(torch.equal(v, good[k]) for k, v in read.net.state_dict().items()), at
 
 

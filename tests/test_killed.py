@@ -25,7 +25,7 @@ head = "flat"
 """
 
 start = get_context("forkserver")      # children are forked from a process that has loaded the libraries, and begin within milliseconds
-start.set_forkserver_preload(["osteonb.experiment", "osteonb.slide", "osteonb.cli", "pytest"])
+start.set_forkserver_preload(["osteonb.experiments.grid_runs", "osteonb.slides.analysis", "osteonb.cli.main", "pytest"])
 
 
 # Jobs. Each works in a folder of its own, keeps what later runs may use in `cache` below it, and has a whole result at its end.
@@ -37,9 +37,11 @@ def tiles_of(data):
 
 
 def extracting(folder, data, n_jobs=1):
-    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.radiomics.extraction import _BLOCK_TILES, extract
-    _BLOCK_TILES["exact"] = 5        # tiles, so that there is something to keep of this small cohort
-    write_table(extract(tiles_of(data), masks=("tissue",), classes=("firstorder", "glcm"), cache_dir=folder/"cache", n_jobs=n_jobs), folder/"features.parquet")
+    from osteonb.core.files import write_table
+    from osteonb.radiomics import extraction
+    extraction._BLOCK_TILES["exact"] = 5        # tiles, so that there is something to keep of this small cohort
+    features = extraction.extract(tiles_of(data), masks=("tissue",), feature_classes=("firstorder", "glcm"), cache_dir=folder/"cache", n_jobs=n_jobs)
+    write_table(features, folder/"features.parquet")
 
 
 def extracting_in_two(folder, data):
@@ -50,31 +52,36 @@ def extracting_in_two(folder, data):
 
 def embedding(folder, data):
     import pandas as pd
-    from osteonb.core.cache import compute_array_rows; from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.models.backbone import make_backbone; from osteonb.models.embedding import embed_tiles
-    dataset.rows_once = functools.partial(compute_array_rows, block=5)
+    from osteonb.core.config import configure
+    from osteonb.core.files import write_table
+    from osteonb.models import embedding as chapter
+    from osteonb.models.backbone import make_backbone
+    chapter.compute_array_rows = functools.partial(chapter.compute_array_rows, block=5)
     table = tiles_of(data)
-    values = embed_tiles(table, make_backbone(configure(**SMALL)), SMALL["image_size"], folder/"cache", batch_size=4)
+    values = chapter.embed_tiles(table, make_backbone(configure(**SMALL)), SMALL["image_size"], folder/"cache", batch_size=4)
     write_table(pd.DataFrame(values[:][:, 0], table.index).rename(columns=str), folder/"embedding.parquet")
 
 
 def training(folder, data, **settings):
-    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    from osteonb.core.config import configure
+    from osteonb.experiments.pipeline import train_run
     train_run(folder/"run", configure(**SMALL | dict(test_patient="Case-904") | settings), data, folder/"cache", 1)
 
 
-def training_augmented(folder, data): training(folder, data, frozen=False, augment=True)
+def training_augmented(folder, data): training(folder, data, freeze_backbone=False, augment=True)
 
 
 def training_views(folder, data): training(folder, data, augment=True)
 
 
 def reporting(folder, data):
-    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    from osteonb.core.config import configure
+    from osteonb.experiments.pipeline import run
     run(folder/"run", configure(**SMALL | dict(test_patient="Case-904", modality="radiomics")), data, folder/"cache", 1)
 
 
 def comparing(folder, data, n_jobs=1):
-    from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    from osteonb.experiments.grid_runs import run_grid
     run_grid(folder/"grid", tomllib.loads(GRID), data, folder/"cache", n_jobs)
 
 
@@ -244,8 +251,9 @@ def test_killed_downloads(release, tmp_path):
 
 # Slides.
 
-def analysing(folder, given):
-    from osteonb.slides.analysis import analyze_slide; from osteonb.synthetic.slides import draw_slide
+def analyzing(folder, given):
+    from osteonb.slides import inference
+    from osteonb.slides.analysis import analyze_slide
     inference._BATCH_TILES = 5        # tiles, so that there is something to keep of this small slide
     analyze_slide(given/"slide.tif", given/"run", folder/"slide", cache_dir=folder/"cache")
 
@@ -253,7 +261,8 @@ def analysing(folder, given):
 @pytest.fixture(scope="session")
 def slide(data, tmp_path_factory):
     "A folder with a drawn slide and a run to ask."
-    from osteonb.core.config import configure; from osteonb.core.files import write_table; from osteonb.experiments.grid_runs import run_grid; from osteonb.experiments.pipeline import run, train_run
+    from osteonb.core.config import configure
+    from osteonb.experiments.pipeline import train_run
     from osteonb.synthetic.slides import draw_slide
     folder = tmp_path_factory.mktemp("slide")
     draw_slide(folder/"slide.tif", ratio=.5, cells=8, size=SMALL["tile_size"])
@@ -264,8 +273,8 @@ def slide(data, tmp_path_factory):
 def test_killed_slides(slide, tmp_path):
     "Batches of tiles that were asked are not asked again."
     begun_at = time.monotonic()
-    done(analysing, tmp_path/"whole", slide)
-    survives(analysing, slide, result(tmp_path/"whole"), 20, .7*(time.monotonic() - begun_at), "slide/batches/*/*.parquet", tmp_path)
+    done(analyzing, tmp_path/"whole", slide)
+    survives(analyzing, slide, result(tmp_path/"whole"), 20, .7*(time.monotonic() - begun_at), "slide/batches/*/*.parquet", tmp_path)
 
 
 # No room, no permission, no tile: through the command line.
@@ -281,8 +290,9 @@ def commanding(folder, words, limit=None, losing=None):
             if tile.exists(): tile.rename(tile.with_suffix(".gone"))
             return job(*args, **kwargs)
         setattr(module, name, lose)
-    sys.argv = [str(w) for w in words]
-    getattr(cli, words[0])()
+    sys.argv = ["osteonb", *map(str, words)]
+    from osteonb.cli.main import main
+    main()
 
 
 def said(folder, *args):
@@ -296,12 +306,12 @@ def words_of(command, folder, data):
     "A command line that works in a folder."
     (folder.parent/"grid.toml").write_text(GRID)
     often = dict(
-        osteonb_features=["--out", folder/"features.parquet", "--masks", "tissue", "--tile_size", 64],
-        osteonb_train=["--data", data, "--out", folder/"run", "--test_patient", "Case-904", "--set", WORDS],
-        osteonb_experiment=["--data", data, "--out", folder/"grid"],
-        osteonb_synthesize=["--out", folder/"cohort", "--scale", .25, "--size", 64])
-    first = dict(osteonb_features=data, osteonb_experiment=folder.parent/"grid.toml")
-    cache_dir = [] if command == "osteonb_synthesize" else ["--cache", folder/"cache"]
+        features=["--out", folder/"features.parquet", "--masks", "tissue", "--tile-size", 64],
+        train=["--data", data, "--out", folder/"run", "--test-patient", "Case-904", "--set", WORDS],
+        experiment=["--data", data, "--out", folder/"grid"],
+        synthesize=["--out", folder/"cohort", "--scale", .25, "--size", 64])
+    first = dict(features=data, experiment=folder.parent/"grid.toml")
+    cache_dir = [] if command == "synthesize" else ["--cache", folder/"cache"]
     return [command, *filter(None, [first.get(command)]), *often[command], *cache_dir, "--jobs", 1]
 
 
@@ -311,7 +321,7 @@ def refused(status, lines, *names):
     assert all(name in lines[0] for name in names), lines
 
 
-JOBS = dict(osteonb_train=training, osteonb_experiment=comparing, osteonb_synthesize=drawing)
+JOBS = dict(train=training, experiment=comparing, synthesize=drawing)
 
 
 @pytest.fixture
@@ -324,7 +334,7 @@ def wholly(undisturbed, data, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("command, limits", [("osteonb_features", (1024, 8192)), ("osteonb_train", (1024, 16384, 65536)), ("osteonb_experiment", (16384,)), ("osteonb_synthesize", (2500,))])
+@pytest.mark.parametrize("command, limits", [("features", (1024, 8192)), ("train", (1024, 16384, 65536)), ("experiment", (16384,)), ("synthesize", (2500,))])
 def test_files_that_are_too_large(command, limits, data, wholly, tmp_path):
     "A disk that takes small files alone: what it took is used when it takes the others too."
     folder = tmp_path/"a"
@@ -348,7 +358,7 @@ def disk():
     for place in set(places): subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("command, name", [("osteonb_train", "run"), ("osteonb_experiment", "grid")])
+@pytest.mark.parametrize("command, name", [("train", "run"), ("experiment", "grid")])
 def test_full_disk(command, name, data, wholly, disk, tmp_path):
     "Full, then larger: the same tables and weights as on a disk with room."
     folder = tmp_path/"a"
@@ -364,14 +374,14 @@ def test_read_only(data, wholly, disk, tmp_path):
     "A run folder that may be read alone, new or begun."
     folder = tmp_path/"a"
     disk(folder/"run", "size=64m,ro")
-    refused(*said(folder, words_of("osteonb_train", folder, data)), "Read-only file system", str(folder/"run"), "choose another folder")
+    refused(*said(folder, words_of("train", folder, data)), "Read-only file system", str(folder/"run"), "choose another folder")
     disk(folder/"run", "rw", again=True)
-    assert said(folder, words_of("osteonb_train", folder, data), 16384)[0] == 1
+    assert said(folder, words_of("train", folder, data), 16384)[0] == 1
     disk(folder/"run", "ro", again=True)
-    refused(*said(folder, words_of("osteonb_train", folder, data)), "Read-only file system", str(folder/"run"), "choose another folder")
+    refused(*said(folder, words_of("train", folder, data)), "Read-only file system", str(folder/"run"), "choose another folder")
     disk(folder/"run", "rw", again=True)
-    assert said(folder, words_of("osteonb_train", folder, data))[0] == 0
-    same(folder, wholly("osteonb_train"))
+    assert said(folder, words_of("train", folder, data))[0] == 0
+    same(folder, wholly("train"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no permission is refused to root")
@@ -379,12 +389,12 @@ def test_no_permission(data, tmp_path):
     "A folder of somebody else's."
     (tmp_path/"a"/"run").mkdir(parents=True)
     (tmp_path/"a"/"run").chmod(0o500)
-    refused(*said(tmp_path/"a", words_of("osteonb_train", tmp_path/"a", data)), "Permission denied", str(tmp_path/"a"/"run"), "choose another folder")
+    refused(*said(tmp_path/"a", words_of("train", tmp_path/"a", data)), "Permission denied", str(tmp_path/"a"/"run"), "choose another folder")
 
 
 @pytest.mark.parametrize("command, module, name, settings", [
-    ("osteonb_features", "radiomics", "extract", ""), ("osteonb_train", "experiment", "extract", ""), ("osteonb_train", "train", "prepare", ""),
-    ("osteonb_train", "train", "prepare", " frozen=False augment=True"), ("osteonb_experiment", "experiment", "shared_features", "")])
+    ("features", "radiomics.extraction", "extract", ""), ("train", "experiments.pipeline", "extract", ""), ("train", "models.training", "make_dataset", ""),
+    ("train", "models.training", "make_dataset", " freeze_backbone=False augment=True"), ("experiment", "experiments.grid_runs", "_compute_shared_features", "")])
 def test_a_tile_vanishes(command, module, name, settings, data, undisturbed, wholly, tmp_path):
     "After tiles were checked, and before a step reads them; put back, all goes on."
     folder, tile = tmp_path/"a", sorted(data.rglob("*.jpg"))[-1]
@@ -412,7 +422,7 @@ def test_two_in_one_run(data, undisturbed, tmp_path):
     "One trains, the other is refused in a line or finds it done."
     for trial in range(3):
         folder = tmp_path/str(trial)
-        both = [begin(commanding, folder, words_of("osteonb_train", folder, data)) for _ in range(2)]
+        both = [begin(commanding, folder, words_of("train", folder, data)) for _ in range(2)]
         assert all([end(p) for p in both]) and sorted(p.exitcode for p in both) in ([0, 0], [0, 1])
         if any(p.exitcode for p in both): refused(1, folder.with_suffix(".txt").read_text().splitlines(), "another process works here")
         same(folder, undisturbed(training)[0])
