@@ -19,18 +19,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ..core.errors import InputError, abbreviate
+from ..core.errors import InputError
 from osteonb.core.files import (
     atomic_write,
     contains_files,
     folder_lock,
     json_digest,
     read_json,
-    read_table,
     write_json,
     write_table,
 )
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS
+from ..core.labels import PROBABILITY_COLUMNS
 from ..core.runs import Run
 from ..core.runtime import run_in_directory
 from ..models.checkpoint import package_versions
@@ -44,8 +43,6 @@ from osteonb.slides.inference import (
     _run_temperatures,
 )
 from osteonb.slides.necrosis import (
-    _AREA_RULES,
-    _HUVOS_GRADES,
     _blend_tile_probabilities,
     _block_areas,
     _bootstrap_areas,
@@ -53,6 +50,7 @@ from osteonb.slides.necrosis import (
     _shift_viability_log_odds,
     _summarize_areas,
 )
+from .patients import _check_patients, _combine_patients, _draws_table
 from .reader import Slide, _find_slides, open_slide
 from osteonb.slides.report import (
     _PURPOSE,
@@ -231,26 +229,6 @@ def _summarize_job(
     return result, draws
 
 # %% ../../nbs/slides/09_analysis.ipynb #0a58923f
-def _draws_table(
-    draws: np.ndarray,  # (draws, rules, classes), mm²
-) -> pd.DataFrame:  # a row for each draw, columns such as `hard_non_viable`
-    "Return bootstrap draws as a table."
-    columns = []
-    for rule in _AREA_RULES:
-        columns += [f"{rule}_{name}" for name in CLASSES]
-    return pd.DataFrame(draws.reshape(len(draws), -1), columns=columns)
-
-
-def _read_draws(
-    output_dir: Path,  # the folder of a slide's analysis
-    seed: int,  # another one for each slide
-) -> np.ndarray:  # (draws, rules, classes), mm²
-    "Read bootstrap draws in random order, so that slides vary independently."
-    draws = read_table(output_dir / "draws.parquet").to_numpy()
-    draws = draws.reshape(-1, len(_AREA_RULES), len(CLASSES))
-    return draws[np.random.default_rng(seed).permutation(len(draws))]
-
-# %% ../../nbs/slides/09_analysis.ipynb #2ad249b0
 _MAP_PX = 900  # side of the map's picture, about
 
 
@@ -289,7 +267,7 @@ def _write_result(
     result.write()
     return SlideResult.read(job.output_dir)
 
-# %% ../../nbs/slides/09_analysis.ipynb #8ab83b53
+# %% ../../nbs/slides/09_analysis.ipynb #2ad249b0
 def analyze_slide(
     slide: str | Path,  # any format of OpenSlide, or a TIFF
     run: str | Path | Run,  # a trained run folder
@@ -317,59 +295,7 @@ def analyze_slide(
         tiles, unlike = _predict_job(job, tissue, cache_dir, n_jobs)
         return _write_result(job, tissue, tiles, unlike)
 
-# %% ../../nbs/slides/09_analysis.ipynb #88892592
-def _check_patients(
-    names: list[str],  # of slides
-    patients: dict[str, str] | None,  # slide's file name -> patient
-) -> None:
-    "Raise `InputError` where a slide has no patient."
-    missing = [name for name in names if patients is not None and name not in patients]
-    if missing:
-        raise InputError(f"patients: none named for {abbreviate(missing)}")
-
-
-def _areas_by_rule(
-    result: SlideResult,
-) -> np.ndarray:  # (rules, classes), mm²
-    "Return the areas of a slide by both rules."
-    by_rule = (result.areas_mm2, result.weighted_mm2)
-    return np.array([[areas[name] for name in CLASSES] for areas in by_rule])
-
-
-def _patient_row(
-    results: list[SlideResult],  # of one patient
-    draws: list[np.ndarray],  # of the same slides
-) -> dict:  # a row of `_combine_patients`
-    "Return the ratio of one patient by adding areas."
-    areas = np.sum([_areas_by_rule(result) for result in results], 0)
-    tile_um = np.mean([result.settings["tile_um"] for result in results])
-    summary = _summarize_areas(areas, np.sum(draws, 0), tile_um)
-    hard = summary["hard"]
-    row = dict(slides=len(results), tumor_mm2=areas[0, 1:].sum())
-    row |= dict(ratio=hard.ratio, low=hard.low, high=hard.high, weighted=summary["weighted"].ratio)
-    row["grade"] = hard.grade or summary["found"]
-    return row | {f"P({grade})": (hard.grades or {}).get(grade) for grade in _HUVOS_GRADES}
-
-# %% ../../nbs/slides/09_analysis.ipynb #fe9ac86c
-def _combine_patients(
-    output_dirs: list[Path],  # folders of `analyze_slide`
-    patients: dict[str, str] | None = None,  # slide's file name -> patient; None: each its own
-) -> (
-    pd.DataFrame
-):  # indexed by patient: `slides, tumor_mm2, ratio, low, high, weighted, grade, P(I)…`
-    "Return patients' ratios by area over all of their slides."
-    results = [SlideResult.read(folder) for folder in output_dirs]
-    draws = [_read_draws(folder, seed) for seed, folder in enumerate(output_dirs)]
-    names = [result.slide for result in results]
-    _check_patients(names, patients)
-    owners = [(patients or {}).get(name, name) for name in names]
-    rows = {}
-    for patient in dict.fromkeys(owners):
-        own = [i for i, owner in enumerate(owners) if owner == patient]
-        rows[patient] = _patient_row([results[i] for i in own], [draws[i] for i in own])
-    return pd.DataFrame(rows).T.rename_axis("patient").infer_objects()
-
-# %% ../../nbs/slides/09_analysis.ipynb #0311f9e3
+# %% ../../nbs/slides/09_analysis.ipynb #4b6f57aa
 def _try_slide(
     path: Path,  # a slide
     run: Path,  # a run folder
@@ -403,7 +329,7 @@ def _try_slides(
         warnings.filterwarnings("ignore", "A worker stopped")
         return list(tqdm(parallel(work), "slides", len(paths), disable=None))
 
-# %% ../../nbs/slides/09_analysis.ipynb #51914859
+# %% ../../nbs/slides/09_analysis.ipynb #88892592
 def _slides_table(
     paths: list[Path],  # slides
     reasons: list[str],  # of `_try_slides`

@@ -75,7 +75,7 @@ def _quiet_threads() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*undefined features")
         yield
 
-# %% ../../nbs/slides/04_inference.ipynb #3317a50a
+# %% ../../nbs/slides/04_inference.ipynb #2408cc95
 def _compute_model_inputs(
     trained: TrainedModel,
     tiles: pd.DataFrame,  # with `path`, files on disk or in memory
@@ -100,7 +100,7 @@ def _compute_model_inputs(
             embeddings = views[:, 0]  # tiles are embedded in one view
     return features, embeddings
 
-# %% ../../nbs/slides/04_inference.ipynb #b10a65a9
+# %% ../../nbs/slides/04_inference.ipynb #d69db287
 def _predict_inputs(
     trained: TrainedModel,
     features: pd.DataFrame | None,  # of `_compute_model_inputs`
@@ -121,7 +121,7 @@ def _predict_inputs(
         passes.append(predict_batches(enable_dropout(trained.net), batches))
     return torch.stack(passes or [predict_batches(trained.net.eval(), batches)]).mean(0).numpy()
 
-# %% ../../nbs/slides/04_inference.ipynb #bff6891a
+# %% ../../nbs/slides/04_inference.ipynb #b9faab23
 def _run_temperatures(
     run: Run,
 ) -> pd.DataFrame:  # `fold, task, temperature, n, reason`; empty without predictions
@@ -144,7 +144,7 @@ def _apply_temperatures(
     predictions = predictions.assign(fold=temperatures.fold.iloc[0], **placeholders)
     return apply_temperatures(predictions, temperatures)[list(PROBABILITY_COLUMNS)].to_numpy()
 
-# %% ../../nbs/slides/04_inference.ipynb #dc075bf2
+# %% ../../nbs/slides/04_inference.ipynb #4b37bbca
 _ANSWER_COLUMNS = [
     *PROBABILITY_COLUMNS,
     "gate_image",
@@ -180,7 +180,7 @@ def _predict_batch(
         table.loc[good.index, f"distance_{name}"] = distance
     return table
 
-# %% ../../nbs/slides/04_inference.ipynb #abd650e0
+# %% ../../nbs/slides/04_inference.ipynb #2fe9882e
 _BATCH_TILES = 64  # tiles that are read, predicted and kept together
 
 

@@ -262,11 +262,3 @@ def _find_slides(
     if not slides:
         raise InputError(f"{folder}: holds no slide ({', '.join(_SLIDE_SUFFIXES)})")
     return slides
-
-# %% ../../nbs/slides/01_reader.ipynb #ce3c24f1
-def _import_optional(
-    name: str,  # of a package of the extra `slides`
-    path: Path,  # what was to be read or written, for the message
-):
-    "Import a package that only slides need."
-    return import_optional(name, "slides", f"reading {path}")

@@ -44,7 +44,7 @@ def _mean_laplacian(
     laplacian = np.abs(4 * v[1:-1, 1:-1] - sum(neighbors))
     return float(np.log1p(laplacian[inside].mean())) if inside.any() else 0.0
 
-# %% ../../nbs/slides/03_similarity.ipynb #d57ba587
+# %% ../../nbs/slides/03_similarity.ipynb #24e1f7fd
 def _density_statistics(
     rgb: np.ndarray,  # (H, W, 3), uint8
     mask: np.ndarray,  # (H, W), bool, not empty
@@ -72,7 +72,7 @@ def _measure_appearance(
     fine, coarse = _mean_laplacian(grey, mask), _mean_laplacian(half, half_mask)
     return [*np.log(mean + 0.02), spread, fine, fine - coarse]
 
-# %% ../../nbs/slides/03_similarity.ipynb #b5f03677
+# %% ../../nbs/slides/03_similarity.ipynb #f2f6c0b1
 def _read_appearance(
     path: str | Path | io.BytesIO,  # of a tile
 ) -> list[float]:  # values of `_APPEARANCE_NAMES`
@@ -89,7 +89,7 @@ def _measure_appearances(
     rows = joblib.Parallel(n_jobs, prefer="threads")(work)
     return pd.DataFrame(rows, tiles.index, list(_APPEARANCE_NAMES))
 
-# %% ../../nbs/slides/03_similarity.ipynb #a9eb00e4
+# %% ../../nbs/slides/03_similarity.ipynb #14e5ae9f
 class _TrainingDistribution(NamedTuple):
     "Describe what is usual among training tiles."
 
@@ -106,7 +106,7 @@ def _mahalanobis_distance(
     differences = np.asarray(values, float) - training.center
     return np.linalg.norm(differences @ training.whiten, axis=1)
 
-# %% ../../nbs/slides/03_similarity.ipynb #ad58c788
+# %% ../../nbs/slides/03_similarity.ipynb #20f940b6
 _N_DIRECTIONS = 16  # of an embedding
 
 
@@ -134,7 +134,7 @@ def _fit_distribution(
     limit = float(np.quantile(np.concatenate(distances), 0.99))
     return _estimate_distribution(values)._replace(limit=limit)
 
-# %% ../../nbs/slides/03_similarity.ipynb #8915215d
+# %% ../../nbs/slides/03_similarity.ipynb #93e1461e
 def _appearance_rows(
     tiles: pd.DataFrame,  # with `path`
     groups: list,  # only "appearance"
@@ -171,7 +171,7 @@ def _training_measures(
         )
     return measures
 
-# %% ../../nbs/slides/03_similarity.ipynb #0ce8e534
+# %% ../../nbs/slides/03_similarity.ipynb #206b6c17
 def _fit_training_distribution(
     run: Run,
     trained: TrainedModel,
@@ -182,7 +182,7 @@ def _fit_training_distribution(
     measures = _training_measures(run, trained, train, cache_dir or default_cache_dir())
     return {name: _fit_distribution(values, train.slide) for name, values in measures.items()}
 
-# %% ../../nbs/slides/03_similarity.ipynb #b3a74f50
+# %% ../../nbs/slides/03_similarity.ipynb #e9ced3f3
 _UNLIKE_FRACTION = 0.2  # fraction of unlike tiles above which a slide is reported as unlike
 
 
