@@ -15,7 +15,6 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from ..core.cache import arrays_in_memory, compute_table_rows
@@ -29,7 +28,7 @@ from ..models.batches import TileDataset, make_loader
 from ..models.checkpoint import load_model, provenance_warnings
 from ..models.embedding import compute_embeddings
 from ..models.fusion import TrainedModel
-from ..models.prediction import enable_dropout, predict_batches
+from ..models.prediction import average_passes
 from ..radiomics.extraction import extract
 from .reader import Slide
 from osteonb.slides.similarity import (
@@ -115,11 +114,8 @@ def _predict_inputs(
         None if features is None else trained.scaler(features),
     )
     batches = make_loader(dataset, trained.config.training.batch_size)
-    passes = []
-    for seed in range(1, trained.config.model.mc_dropout_passes + 1):
-        torch.manual_seed(seed)
-        passes.append(predict_batches(enable_dropout(trained.net), batches))
-    return torch.stack(passes or [predict_batches(trained.net.eval(), batches)]).mean(0).numpy()
+    n_passes = trained.config.model.mc_dropout_passes
+    return average_passes(trained.net, batches, n_passes).numpy()
 
 # %% ../../nbs/slides/04_inference.ipynb #b9faab23
 def _run_temperatures(
