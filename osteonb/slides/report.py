@@ -115,7 +115,31 @@ class _ResultFields:
     versions: dict[str, str]  # of packages
     output_dir: Path  # the folder of the analysis; not in `slide.json`
 
-# %% ../../nbs/slides/06_report.ipynb #b7013d80
+# %% ../../nbs/slides/06_report.ipynb #ac7e3f8b
+def _result_text(
+    result: "SlideResult",
+) -> str:
+    "Return ratio, interval, grade, warnings and page as lines of text."
+    ratio = result.found
+    if result.hard.ratio is not None:
+        ratio = f"necrosis ratio {result.hard}, Huvos grade {result.hard.grade}"
+    warnings = [f"- {text}" for text in result.warnings]
+    return "\n".join([f"{result.slide}: {ratio}", *warnings, f"Page: {result.page}"])
+
+
+def _result_table(
+    result: "SlideResult",
+) -> str:  # Markdown
+    "Return ratio, interval, grade, warnings and page as a table."
+    rows = [("necrosis ratio (95 % interval)", result.hard)]
+    rows += [("Huvos grade", result.hard.grade or result.found)]
+    rows += [("warning", text) for text in result.warnings]
+    rows += [("page", result.page)]
+    texts = [(name, str(value).replace("|", r"\|")) for name, value in rows]
+    lines = [f"| {name} | {text} |" for name, text in texts]
+    return "\n".join([f"| slide | {result.slide} |", "|---|---|", *lines])
+
+# %% ../../nbs/slides/06_report.ipynb #c5930694
 @dataclass(frozen=True, repr=False)
 class SlideResult(_ResultFields):
     "Hold the necrosis ratio of a slide with its interval, grade, warnings and page."
@@ -160,31 +184,7 @@ class SlideResult(_ResultFields):
         "Return the same as a table, for notebooks."
         return _result_table(self)
 
-# %% ../../nbs/slides/06_report.ipynb #6e156b02
-def _result_text(
-    result: SlideResult,
-) -> str:
-    "Return ratio, interval, grade, warnings and page as lines of text."
-    ratio = result.found
-    if result.hard.ratio is not None:
-        ratio = f"necrosis ratio {result.hard}, Huvos grade {result.hard.grade}"
-    warnings = [f"- {text}" for text in result.warnings]
-    return "\n".join([f"{result.slide}: {ratio}", *warnings, f"Page: {result.page}"])
-
-
-def _result_table(
-    result: SlideResult,
-) -> str:  # Markdown
-    "Return ratio, interval, grade, warnings and page as a table."
-    rows = [("necrosis ratio (95 % interval)", result.hard)]
-    rows += [("Huvos grade", result.hard.grade or result.found)]
-    rows += [("warning", text) for text in result.warnings]
-    rows += [("page", result.page)]
-    texts = [(name, str(value).replace("|", r"\|")) for name, value in rows]
-    lines = [f"| {name} | {text} |" for name, text in texts]
-    return "\n".join([f"| slide | {result.slide} |", "|---|---|", *lines])
-
-# %% ../../nbs/slides/06_report.ipynb #02888663
+# %% ../../nbs/slides/06_report.ipynb #86d95788
 _MIN_MAP_TISSUE = 0.25  # fraction of tissue below which a grid cell has no class
 
 
@@ -196,7 +196,7 @@ def _class_map(
     known = ~np.isnan(p[..., 0]) & (tissue >= _MIN_MAP_TISSUE)
     return np.where(known, np.nan_to_num(p).argmax(-1), -1)
 
-# %% ../../nbs/slides/06_report.ipynb #ab2fd967
+# %% ../../nbs/slides/06_report.ipynb #1f864be1
 def _draw_classes(
     ax: Axes,
     classes: np.ndarray,  # (rows, columns), of `_class_map`
@@ -240,7 +240,7 @@ def _plot_map(
         fig.colorbar(shown, ax=axes[2], shrink=0.8)
     return fig
 
-# %% ../../nbs/slides/06_report.ipynb #4be2776f
+# %% ../../nbs/slides/06_report.ipynb #07b77e5b
 _RATIO_TEXT = (
     "Non-viable over all tumor, by area. Hard: each grid cell counts for its most probable class, "
     "which was closer to the truth on synthetic slides. Weighted: each grid cell counts for every class "
@@ -269,7 +269,7 @@ def _ratio_section(
     rows = {rule.capitalize(): _ratio_row(getattr(result, rule)) for rule in _AREA_RULES}
     return html_section("Necrosis ratio", _RATIO_TEXT, html_table(pd.DataFrame(rows).T))
 
-# %% ../../nbs/slides/06_report.ipynb #172cd6d6
+# %% ../../nbs/slides/06_report.ipynb #cad4162e
 _FACTS = (
     *("slide", "reader", "mpp", "width", "height", "tiles", "damaged"),
     *("tissue_mm2", "not_seen_mm2", "run"),
@@ -296,7 +296,7 @@ def _value_table(
     "Return a table with a row for each value."
     return html_table(pd.DataFrame({title: {name: str(value) for name, value in values.items()}}))
 
-# %% ../../nbs/slides/06_report.ipynb #8fb8fe31
+# %% ../../nbs/slides/06_report.ipynb #894b4d3a
 def _write_slide_page(
     result: SlideResult,
     tiles: pd.DataFrame,  # of `inference._predict_slide`
