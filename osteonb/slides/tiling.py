@@ -9,7 +9,6 @@ __all__ = []
 import io
 import itertools
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import joblib
