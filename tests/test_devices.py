@@ -64,9 +64,9 @@ def test_two_machines_give_what_one_gives(tmp_path):
         return said[0]
     end(train("one", ""))
     for _ in range(2):                     # the second time there is nothing to do, and nobody waits for the other
-        both = [train("two", "nodes=2", bin/"torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port, "--no_python") for rank in (0, 1)]
+        both = [train("two", "num_nodes=2", bin/"torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port, "--no_python") for rank in (0, 1)]
         assert [end(p).count("best validation AUC") for p in both] == [1, 0]
     pd.testing.assert_frame_equal(*(read_table(tmp_path/folder/"history.csv") for folder in ("one", "two")), rtol=1e-3)
     assert {p.name for p in (tmp_path/"two").iterdir()} == {p.name for p in (tmp_path/"one").iterdir()}
-    alone = train("none", "nodes=2")
+    alone = train("none", "num_nodes=2")
     assert "each of 2 machines has to start this command" in alone.communicate(timeout=60)[1] and alone.returncode == 1

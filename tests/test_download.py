@@ -1,4 +1,4 @@
-"""osteonb.download where the process ends on purpose, and where the disk refuses a file in earnest."""
+"""osteonb.data.download where the process ends on purpose, and where the disk refuses a file in earnest."""
 import functools, hashlib, json, os, random, resource, signal, subprocess, sys, threading, time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +11,7 @@ from osteonb.synthetic.cohort import make_cohort
 from osteonb.data.tcia import read_release
 
 SIZE = 64     # side of a tile: 12 kB as TIFF, while the table has 4 kB
-CALL = "import json, sys; from osteonb.download import download; root, settings = json.loads(sys.argv[1]); download(root, **settings)"
+CALL = "import json, sys; from osteonb.data.download import download_release; root, settings = json.loads(sys.argv[1]); download_release(root, **settings)"
 
 
 class Server(SimpleHTTPRequestHandler):

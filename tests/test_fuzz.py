@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings, strategies as st
 from PIL import Image, features
 
-from osteonb.core.cache import RowCache, compute_table_rows
+from osteonb.core.cache import _RowCache, compute_table_rows
 from osteonb.core.config import configure
 from osteonb.core.errors import InputError
 from osteonb.core.files import json_digest, read_json, write_json, write_table
@@ -655,7 +655,7 @@ def test_cache(data, tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pd.testing.assert_frame_equal(cached(cache_dir), good)                # and nothing is left to be reported
-    assert set(RowCache(cache_dir, dict(version=1)).load().index) == set(TILES.sha256)
+    assert set(_RowCache(cache_dir, dict(version=1)).load().index) == set(TILES.sha256)
 
 
 # Run folders.

@@ -154,7 +154,7 @@ def name_link(
     shown, word = found["word"], found["word"].removesuffix("()")
     if page.module:
         known = vars(importlib.import_module(page.module))
-        if getattr(known.get(word), "__module__", "") == page.module: return f"[`{shown}`](#{word.lower()})"   # nbdev takes the first room with the name
+        if getattr(known.get(word), "__module__", "") == page.module: return f"[`{shown}`](#{word.lower()})"   # nbdev takes the first chapter with the name
         if word.isalpha() and word.islower() and word not in known: return f"`{shown}`"
     return f"[`{shown}`]({posixpath.relpath(found['at'] + '.md', posixpath.dirname(page.path) or '.')}{found['anchor']})"
 

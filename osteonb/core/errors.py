@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['InputError', 'unknown_name_error', 'abbreviate']
 
-# %% ../../nbs/core/01_errors.ipynb #8a6e947c
+# %% ../../nbs/core/01_errors.ipynb #34eaa9df
 import difflib
 from collections.abc import Iterable
 
-# %% ../../nbs/core/01_errors.ipynb #658a02dd
+# %% ../../nbs/core/01_errors.ipynb #ca89a192
 class InputError(ValueError):
     "Report input that cannot be used; the text names the input and the fix."
 
-# %% ../../nbs/core/01_errors.ipynb #702adf67
+# %% ../../nbs/core/01_errors.ipynb #b213ac04
 def unknown_name_error(
     kind: str,  # what the name belongs to, such as "setting"
     got: object,  # the name that was given
@@ -25,12 +25,12 @@ def unknown_name_error(
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return InputError(f"unknown {kind} {got!r}{hint} Allowed: {', '.join(names)}.")
 
-# %% ../../nbs/core/01_errors.ipynb #b7aa6a7a
+# %% ../../nbs/core/01_errors.ipynb #7e07777a
 def abbreviate(
     items: Iterable,  # what to name; each item is turned into text
-    most: int = 3,  # the largest number of items that are named
+    max_named: int = 3,  # the largest number of items that are named
 ) -> str:  # such as "a, b, c and 4 more"
     "Join the first few items and count the others."
     names = [str(item) for item in items]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - max_named} more" if len(names) > max_named else ""
+    return ", ".join(names[:max_named]) + more

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CLASSES', 'TASKS', 'TITLES', 'PROBABILITY_COLUMNS', 'HEADS', 'task_targets']
 
-# %% ../../nbs/core/02_labels.ipynb #5d5a5df8
+# %% ../../nbs/core/02_labels.ipynb #368698c5
 import pandas as pd
 
 from .errors import unknown_name_error
 
-# %% ../../nbs/core/02_labels.ipynb #e2df258c
+# %% ../../nbs/core/02_labels.ipynb #0d45c221
 CLASSES = ("non_tumor", "non_viable", "viable")
 TASKS = ("tumor", "viability")
 TITLES = dict(
@@ -22,11 +22,11 @@ TITLES = dict(
 )
 PROBABILITY_COLUMNS = tuple(f"p_{name}" for name in CLASSES)
 
-# %% ../../nbs/core/02_labels.ipynb #973b89a5
+# %% ../../nbs/core/02_labels.ipynb #fb1f59c5
 # head -> the names of its answers
 HEADS = dict(flat=("classes",), hierarchical=TASKS, tumor=("tumor",), viability=("viability",))
 
-# %% ../../nbs/core/02_labels.ipynb #68e231a1
+# %% ../../nbs/core/02_labels.ipynb #5bdcee62
 def task_targets(
     labels: pd.Series,  # class names out of `CLASSES`
 ) -> pd.DataFrame:  # same index; `tumor` is 0 or 1, `viability` is 0, 1 or `<NA>` without tumor

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['reliability_curve', 'calibration_metrics', 'fit_temperatures', 'apply_temperatures', 'decision_curve']
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #d28460c1
+# %% ../../nbs/evaluation/05_calibration.ipynb #3dcea670
 import numpy as np
 import pandas as pd
 from scipy.optimize import root_scalar
@@ -15,276 +15,278 @@ from sklearn.metrics import log_loss
 
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
-from osteonb.evaluation.metrics import (
-    SCOPES,
+from .metrics import _validation_scores
+from osteonb.evaluation.predictions import (
+    _SCOPES,
+    _missing_head_reason,
     _task_scores,
-    _validation_scores,
     check_predictions,
-    missing_head_reason,
     predicted_classes,
     scope_as_binary,
 )
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #c4d7bab3
-def _claimed_probabilities(
+# %% ../../nbs/evaluation/05_calibration.ipynb #a6376c73
+def _stated_probabilities(
     predictions: pd.DataFrame,  # indexed by tile
-    scope: str,  # one of `SCOPES`
-) -> pd.DataFrame:  # a row for each test tile that is asked: `score` in [0, 1], and `target`, whether what it claims is so
-    "What is claimed of the test part, and what is so; `InputError` where the model has no answer."
+    scope: str,  # one of `_SCOPES`
+) -> pd.DataFrame:  # a row for each test tile that is asked: `score` in [0, 1], `target`
+    "Return each probability with whether it came true; raise `InputError` without an answer."
     check_predictions(predictions)
-    if scope not in SCOPES:
-        raise unknown_name_error("scope", scope, SCOPES)
-    if reason := missing_head_reason(predictions, scope):
-        raise InputError(f"predictions: nothing is claimed of {scope}: {reason}")
+    if scope not in _SCOPES:
+        raise unknown_name_error("scope", scope, _SCOPES)
+    if reason := _missing_head_reason(predictions, scope):
+        raise InputError(f"predictions: no probability of {scope}: {reason}")
     test = predictions[predictions.part == "test"]
     if scope != "classes":
         return scope_as_binary(test, scope)[["score", "target"]]
-    return pd.DataFrame(
-        dict(
-            score=test[list(PROBABILITY_COLUMNS)].astype(float).max(axis=1),
-            target=predicted_classes(test) == test.label,
-        )
-    )
+    score = test[list(PROBABILITY_COLUMNS)].astype(float).max(axis=1)
+    return pd.DataFrame(dict(score=score, target=predicted_classes(test) == test.label))
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #bf2f72d1
+# %% ../../nbs/evaluation/05_calibration.ipynb #e8fc52a8
 _BIN_STRATEGIES = ("uniform", "quantile")
 
 
-def _bin_scores(
-    claimed: pd.DataFrame,  # `score` in [0, 1] and `target`, as `_claimed_probabilities` makes it
-    bins: int = 10,  # how many
-    strategy: str = "uniform",  # bins of equal width, or `quantile`: of equally many tiles
-) -> pd.DataFrame:  # a row a bin (low, high]: `low, high`, mean `score`, `share` that is so, its 95 % `share_low, share_high`, `n`
-    "Mean score and share of positives, bin by bin; a bin without tiles has n = 0 and `NaN`."
+def _bin_edges(
+    scores: pd.Series,  # in [0, 1]
+    bins: int,  # how many
+    strategy: str,  # one of `_BIN_STRATEGIES`
+) -> np.ndarray:  # (bins + 1,)
+    "Return the edges of the bins; raise `InputError` for a wrong number or strategy."
     if not (isinstance(bins, int) and bins > 0):
         raise InputError(f"bins: got {bins!r}, wanted a whole number from 1")
     if strategy not in _BIN_STRATEGIES:
         raise unknown_name_error("strategy", strategy, _BIN_STRATEGIES)
-    edges, rows = np.linspace(0, 1, bins + 1), []
-    if strategy == "quantile" and len(claimed):
-        edges = np.quantile(claimed.score, edges)
-    place = np.searchsorted(edges[1:-1], claimed.score)
+    edges = np.linspace(0, 1, bins + 1)
+    return np.quantile(scores, edges) if strategy == "quantile" and len(scores) else edges
+
+
+def _bin_scores(
+    stated: pd.DataFrame,  # `score` in [0, 1] and `target`, as `_stated_probabilities` makes it
+    bins: int = 10,  # how many
+    strategy: str = "uniform",  # bins of equal width, or `quantile`: of equally many tiles
+) -> pd.DataFrame:  # a row a bin (low, high]: `low, high, score, share, share_low, share_high, n`
+    "Return mean score and share of positives of each bin; `NaN` and n = 0 without tiles."
+    edges = _bin_edges(stated.score, bins, strategy)
+    bin_of_tile = np.searchsorted(edges[1:-1], stated.score)
+    rows = []
     for i in range(bins):
-        mine = claimed[place == i]
-        hits, n = int(mine.target.sum()), len(mine)
-        low, high = binomtest(hits, n).proportion_ci(method="wilson") if n else (np.nan, np.nan)
-        rows.append(
-            dict(
-                low=edges[i],
-                high=edges[i + 1],
-                score=mine.score.mean(),
-                share=hits / n if n else np.nan,
-                share_low=low,
-                share_high=high,
-                n=n,
-            )
-        )
+        tiles = stated[bin_of_tile == i]
+        hits = int(tiles.target.sum())
+        n = len(tiles)
+        row = dict(low=edges[i], high=edges[i + 1], score=tiles.score.mean(), share=np.nan)
+        row |= dict(share_low=np.nan, share_high=np.nan, n=n)
+        if n:
+            low, high = binomtest(hits, n).proportion_ci(method="wilson")
+            row |= dict(share=hits / n, share_low=low, share_high=high)
+        rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #e0456629
+# %% ../../nbs/evaluation/05_calibration.ipynb #8134b41a
 def reliability_curve(
     predictions: pd.DataFrame,  # indexed by tile
     scope: str,  # a task, a class, or `classes`: the class that is named
     bins: int = 10,  # how many
     strategy: str = "uniform",  # bins of equal width, or `quantile`: of equally many tiles
-) -> (
-    pd.DataFrame
-):  # `low, high, score, share, share_low, share_high, n`, a row a bin, as `_bin_scores` makes it
-    "What is claimed of the test part beside what is so; `InputError` where the model has no answer."
-    return _bin_scores(_claimed_probabilities(predictions, scope), bins, strategy)
+) -> pd.DataFrame:  # `low, high, score, share, share_low, share_high, n`, a row a bin
+    "Compare mean score and share of positives bin by bin, on the test part."
+    return _bin_scores(_stated_probabilities(predictions, scope), bins, strategy)
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #0432ae71
+# %% ../../nbs/evaluation/05_calibration.ipynb #e85e20af
 def _brier_score(
     p: np.ndarray,  # (tiles,) of one question, or (tiles, classes) that sum to one
     y: np.ndarray,  # same shape, 1 for what is so
 ) -> float:  # in [0, 1] for one question, in [0, 2] for classes
-    "Mean squared error of probabilities, summed over the classes (Brier 1950, Monthly Weather Review 78, eq. 2); one question has one term."
+    "Return the mean squared error (Brier 1950, Monthly Weather Review 78, eq. 2)."
     return float(((p - y) ** 2).reshape(len(p), -1).sum(axis=1).mean())
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #de39fd91
+# %% ../../nbs/evaluation/05_calibration.ipynb #0d87e460
 def _expected_calibration_error(
-    bins: pd.DataFrame,  # as `_bin_scores` or `reliability_curve` makes it, with at least one tile
+    bins: pd.DataFrame,  # as `reliability_curve` makes it, with at least one tile
 ) -> float:  # in [0, 1]
-    "Expected calibration error: the bins' |share - score|, weighted by their tiles (Naeini et al. 2015, AAAI; Guo et al. 2017, ICML, eq. 3)."
+    "Return the bins' |share - score|, weighted by tiles (Guo et al. 2017, ICML, eq. 3)."
     return float((bins.n * (bins.share - bins.score).abs()).sum() / bins.n.sum())
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #2e7b8d79
+# %% ../../nbs/evaluation/05_calibration.ipynb #0de20e45
 _CALIBRATION_METRICS = ("brier", "ece", "log_loss")
+
+
+def _calibration_values(
+    test: pd.DataFrame,  # predictions, test rows only
+    stated: pd.DataFrame,  # of `_stated_probabilities`, at least one row
+    scope: str,  # one of `_SCOPES`
+    bins: int,  # of equal width, for `ece`
+) -> dict[str, float]:  # one of each of `_CALIBRATION_METRICS`
+    "Compute the calibration metrics of a scope."
+    p = stated.score.to_numpy()
+    truth = stated.target.to_numpy(dtype=int)
+    y = truth
+    sides = range(2)
+    if scope == "classes":
+        p = test[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float)
+        p = p / p.sum(axis=1, keepdims=True)
+        truth = test.label.map(CLASSES.index).to_numpy(dtype=int)
+        sides = range(len(CLASSES))
+        y = np.eye(len(CLASSES))[truth]
+    ece = _expected_calibration_error(_bin_scores(stated, bins))
+    loss = float(log_loss(truth, p, labels=sides))
+    return dict(brier=_brier_score(p, y), ece=ece, log_loss=loss)
 
 
 def calibration_metrics(
     predictions: pd.DataFrame,  # indexed by tile
     bins: int = 10,  # of equal width, for `ece`
-) -> (
-    pd.DataFrame
-):  # `scope, metric, value, n, reason`; `value` is `NaN` exactly where there is a `reason`
-    "How far the claims of the test part are from the truth; for `classes`, `ece` is that of the class named."
+) -> pd.DataFrame:  # `scope, metric, value, n, reason`
+    "Compute Brier score, ECE and log loss; `value` is `NaN` exactly where there is a `reason`."
     check_predictions(predictions)
-    test, rows = predictions[predictions.part == "test"], []
-    for scope in SCOPES:
-        reason, n, values = (
-            missing_head_reason(predictions, scope),
-            0,
-            dict.fromkeys(_CALIBRATION_METRICS, np.nan),
-        )
+    test = predictions[predictions.part == "test"]
+    rows = []
+    for scope in _SCOPES:
+        values = dict.fromkeys(_CALIBRATION_METRICS, np.nan)
+        n = 0
+        reason = _missing_head_reason(predictions, scope)
         if not reason:
-            claimed = _claimed_probabilities(predictions, scope)
-            n, reason = len(claimed), "" if len(claimed) else "no tumor tile in the test part"
+            stated = _stated_probabilities(predictions, scope)
+            n = len(stated)
+            reason = "" if n else "no tumor tile in the test part"
         if n:
-            p, truth = claimed.score.to_numpy(), claimed.target.to_numpy(dtype=int)
-            if scope == "classes":
-                p, truth = (
-                    test[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float),
-                    test.label.map(CLASSES.index).to_numpy(dtype=int),
-                )
-                p = p / p.sum(axis=1, keepdims=True)
-            sides, y = (
-                (range(2), truth)
-                if p.ndim == 1
-                else (range(len(CLASSES)), np.eye(len(CLASSES))[truth])
-            )
-            values = dict(
-                brier=_brier_score(p, y),
-                ece=_expected_calibration_error(_bin_scores(claimed, bins)),
-                log_loss=float(log_loss(truth, p, labels=sides)),
-            )
+            values = _calibration_values(test, stated, scope, bins)
         rows += [
-            dict(scope=scope, metric=m, value=v, n=n, reason=reason) for m, v in values.items()
+            dict(scope=scope, metric=name, value=value, n=n, reason=reason)
+            for name, value in values.items()
         ]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #b36050a6
+# %% ../../nbs/evaluation/05_calibration.ipynb #972e98f8
 _SMALLEST_STEP = 2.0**-53  # a double below 1 comes no nearer to it
 
 
 def _score_log_odds(
     score: pd.Series,  # in [0, 1], or `NaN`
 ) -> pd.Series:  # in [-36.74, 36.74]
-    "The logit of a task's score, finite for scores of 0 and 1 too."
+    "Return the logit of a task's score, finite for scores of 0 and 1 too."
     return logit(score.clip(_SMALLEST_STEP, 1 - _SMALLEST_STEP))
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #2407a98c
+# %% ../../nbs/evaluation/05_calibration.ipynb #d1116240
 _TEMPERATURE_RANGE = (0.05, 20.0)  # of T
+_AT_CHANCE = "the validation part is answered no better than by chance"
+_SEPARATED = "the validation part is separated: nearly no tile is wrong"
 
 
 def _best_temperature(
     odds: np.ndarray | pd.Series,  # logit of each tile's score
     target: np.ndarray | pd.Series,  # booleans, whether the answer is yes
 ) -> tuple[float, str]:  # T, `NaN` where there is none; the reason why it is that, or at its bound
-    "The T that minimises the log loss of sigmoid(logit/T), every tile counting once (Guo et al. 2017, eq. 9, for one logit)."
+    "Return the T that minimizes the log loss of sigmoid(logit/T) (Guo et al. 2017, eq. 9)."
     margin = np.where(target, odds, -np.asarray(odds))  # above zero where the answer is right
-    slope = lambda T: (
-        -(margin * expit(-margin / T)).mean()
-    )  # of the log loss over 1/T, in which it is convex
+
+    def slope(T: float) -> float:
+        "Return the slope of the log loss over 1/T, in which it is convex."
+        return -(margin * expit(-margin / T)).mean()
+
+    def slope_of_log(log_T: float) -> float:
+        return slope(np.exp(log_T))
+
     low, high = _TEMPERATURE_RANGE
     if slope(high) >= 0:
-        return (
-            high,
-            f"T is at its bound: the validation part is answered no better than by chance, and the log loss still falls at {high:g}",
-        )
+        falls = f"the log loss still falls at {high:g}"
+        return high, f"T is at its bound: {_AT_CHANCE}, and {falls}"
     if slope(low) <= 0:
-        return (
-            np.nan,
-            f"the validation part is separated: nearly no tile is wrong, and the log loss still falls at T = {low:g}",
-        )
-    return float(
-        np.exp(
-            root_scalar(
-                lambda log_T: slope(np.exp(log_T)), bracket=np.log(_TEMPERATURE_RANGE), xtol=1e-12
-            ).root
-        )
-    ), ""
+        return np.nan, f"{_SEPARATED}, and the log loss still falls at T = {low:g}"
+    found = root_scalar(slope_of_log, bracket=np.log(_TEMPERATURE_RANGE), xtol=1e-12)
+    return float(np.exp(found.root)), ""
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #baad5753
+# %% ../../nbs/evaluation/05_calibration.ipynb #570038fb
 def fit_temperatures(
     predictions: pd.DataFrame,  # indexed by tile; only the part `valid` is used
-) -> (
-    pd.DataFrame
-):  # `fold, task, temperature, n, reason`; a reason stands where T is `NaN`, or at its upper bound
-    "A temperature for each fold and task, by the log loss of that fold's validation tiles."
+) -> pd.DataFrame:  # `fold, task, temperature, n, reason`
+    "Fit each fold's and task's T; a `reason` stands where it is `NaN` or at its upper bound."
     check_predictions(predictions)
     rows = []
     for fold in predictions.fold.unique():
         for task in TASKS:
             asked, reason = _validation_scores(predictions, fold, task)
-            T, reason = (
-                (np.nan, reason)
-                if reason
-                else _best_temperature(_score_log_odds(asked.score), asked.target)
-            )
+            T = np.nan
+            if not reason:
+                T, reason = _best_temperature(_score_log_odds(asked.score), asked.target)
             rows.append(dict(fold=fold, task=task, temperature=T, n=len(asked), reason=reason))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #9ce8a5c3
+# %% ../../nbs/evaluation/05_calibration.ipynb #aceaea20
+def _checked_temperatures(
+    predictions: pd.DataFrame,  # with `fold`
+    temperatures: pd.DataFrame,  # `fold, task, temperature`
+) -> pd.Series:  # indexed by fold and task
+    "Return the temperatures; raise `InputError` where they do not fit the predictions."
+    known = temperatures.set_index(["fold", "task"]).temperature.astype(float)
+    if known.index.has_duplicates:
+        fold = known.index[known.index.duplicated()][0][0]
+        raise InputError(f"temperatures: fold {fold} has a task more than once")
+    if not (known.isna() | (known > 0) & np.isfinite(known)).all():
+        raise InputError("temperatures: wanted numbers above zero, or NaN for none")
+    for fold in predictions.fold.unique():
+        if not all((fold, task) in known.index for task in TASKS):
+            fix = "fit them on a table that has it"
+            raise InputError(f"temperatures: no row for a task of fold {fold}; {fix}")
+    return known
+
+
 def apply_temperatures(
     predictions: pd.DataFrame,  # indexed by tile
-    temperatures: pd.DataFrame,  # `fold, task, temperature`, as `fit_temperatures` makes it; `NaN` leaves a task of a fold as it is
+    temperatures: pd.DataFrame,  # `fold, task, temperature`; `NaN` leaves a task as it is
 ) -> pd.DataFrame:  # the same table with other probabilities
     "Divide each task's logit by its fold's temperature, and chain the tasks again."
     check_predictions(predictions)
-    known = temperatures.set_index(["fold", "task"]).temperature.astype(float)
-    if known.index.has_duplicates:
-        raise InputError(
-            f"temperatures: fold {known.index[known.index.duplicated()][0][0]} has a task more than once"
-        )
-    if not (known.isna() | (known > 0) & np.isfinite(known)).all():
-        raise InputError("temperatures: wanted numbers above zero, or NaN for none")
-    lacking = [
-        f for f in predictions.fold.unique() for task in TASKS if (f, task) not in known.index
-    ]
-    if lacking:
-        raise InputError(
-            f"temperatures: no row for a task of fold {lacking[0]}; fit them on a table that has it"
-        )
-    p, scores, yes, no = (
-        predictions[list(PROBABILITY_COLUMNS)].astype(float),
-        _task_scores(predictions),
-        {},
-        {},
-    )
-    as_is = dict(
+    known = _checked_temperatures(predictions, temperatures)
+    p = predictions[list(PROBABILITY_COLUMNS)].astype(float)
+    scores = _task_scores(predictions)
+    viability = scores.score_viability
+    unscaled = dict(  # yes and no of each task
         tumor=(p.p_non_viable + p.p_viable, p.p_non_tumor),
-        viability=(scores.score_viability, 1 - scores.score_viability),
+        viability=(viability, 1 - viability),
     )
-    T = {
-        task: predictions.fold.map(known.xs(task, level="task")).where(
-            scores[f"score_{task}"].notna()
-        )
-        for task in TASKS
-    }
+    yes = {}
+    no = {}
+    is_scaled = False
     for task in TASKS:
-        z = _score_log_odds(scores[f"score_{task}"]) / T[task]
-        yes[task], no[task] = (
-            expit(sign * z).where(T[task].notna(), old) for sign, old in zip((1, -1), as_is[task])
-        )
-    new = np.c_[no["tumor"], yes["tumor"] * no["viability"], yes["tumor"] * yes["viability"]]
-    touched = T["tumor"].notna() | T["viability"].notna()
-    return predictions.assign(
-        **{c: p[c].where(~touched, new[:, i]) for i, c in enumerate(PROBABILITY_COLUMNS)}
+        score = scores[f"score_{task}"]
+        T = predictions.fold.map(known.xs(task, level="task")).where(score.notna())
+        z = _score_log_odds(score) / T
+        old_yes, old_no = unscaled[task]
+        yes[task] = expit(z).where(T.notna(), old_yes)
+        no[task] = expit(-z).where(T.notna(), old_no)
+        is_scaled = is_scaled | T.notna()
+    new = dict(
+        p_non_tumor=no["tumor"],
+        p_non_viable=yes["tumor"] * no["viability"],
+        p_viable=yes["tumor"] * yes["viability"],
     )
+    return predictions.assign(**{name: p[name].where(~is_scaled, new[name]) for name in new})
 
-# %% ../../nbs/evaluation/05_calibration.ipynb #23d2fd19
+# %% ../../nbs/evaluation/05_calibration.ipynb #1a89e6b9
 def decision_curve(
     predictions: pd.DataFrame,  # indexed by tile
     scope: str,  # a task or a class
     points: int = 99,  # thresholds, evenly between 0 and 1
-) -> pd.DataFrame:  # `threshold, net_benefit, treat_all, treat_none, n`; `NaN` where the test part has no tile that is asked
-    "What acting on the test part's scores would bring, beside acting on all tiles and on none (Vickers & Elkin 2006, Med Decis Making 26)."
-    if scope not in SCOPES[1:]:
-        raise unknown_name_error("scope", scope, SCOPES[1:])
+) -> pd.DataFrame:  # `threshold, net_benefit, treat_all, treat_none, n`; `NaN` without a tile
+    "Compute net benefit on the test part (Vickers & Elkin 2006, Med Decis Making 26)."
+    if scope not in _SCOPES[1:]:
+        raise unknown_name_error("scope", scope, _SCOPES[1:])
     if not (isinstance(points, int) and points > 0):
         raise InputError(f"points: got {points!r}, wanted a whole number from 1")
-    claimed = _claimed_probabilities(predictions, scope)
-    n, yes = len(claimed), claimed.target.to_numpy()
-    t = np.arange(1, points + 1) / (points + 1)
-    price, tiles = t / (1 - t), n or np.nan
-    acted = claimed.score.to_numpy()[:, None] >= t  # (tiles, points)
+    stated = _stated_probabilities(predictions, scope)
+    target = stated.target.to_numpy()
+    threshold = np.arange(1, points + 1) / (points + 1)
+    cost = threshold / (1 - threshold)  # of a false alarm, in hits
+    n_tiles = len(stated) or np.nan
+    is_acted = stated.score.to_numpy()[:, None] >= threshold  # (tiles, points)
+    hits = is_acted[target].sum(axis=0)
+    alarms = is_acted[~target].sum(axis=0)
     return pd.DataFrame(
         dict(
-            threshold=t,
-            net_benefit=(acted[yes].sum(axis=0) - price * acted[~yes].sum(axis=0)) / tiles,
-            treat_all=(yes.sum() - price * (~yes).sum()) / tiles,
-            treat_none=0 / tiles,
-            n=n,
+            threshold=threshold,
+            net_benefit=(hits - cost * alarms) / n_tiles,
+            treat_all=(target.sum() - cost * (~target).sum()) / n_tiles,
+            treat_none=0 / n_tiles,
+            n=len(stated),
         )
     )

@@ -5,19 +5,26 @@
 # %% auto #0
 __all__ = ['fixtures_dir', 'small_cohort', 'real_data_folder']
 
-# %% ../../nbs/synthetic/05_fixtures.ipynb #a30148a2
+# %% ../../nbs/synthetic/05_fixtures.ipynb #cb191ffb
 import hashlib
+import io
 import os
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .cohort import make_cohort
 
+if TYPE_CHECKING:
+    import IPython.display
+
 # %% ../../nbs/synthetic/05_fixtures.ipynb #8c69d17a
 @cache
-def fixtures_dir() -> Path:  # in the system's folder for temporary files; one for each state of the code
-    "Return the folder that shared fixtures lie in."
+def fixtures_dir() -> Path:  # in the system's folder for temporary files
+    "Return the folder of shared fixtures, one for each state of the package's code."
     import osteonb
 
     package = Path(osteonb.__file__).parent
@@ -38,9 +45,37 @@ def small_cohort(
 
 # %% ../../nbs/synthetic/05_fixtures.ipynb #5389dda6
 def real_data_folder() -> Path | None:  # the unpacked release, or None where it is absent
-    "Return the real release: `tcia_osteosarcoma` in `$OSTEONB_DATA`, or in `../shared/data` beside the project."
+    "Return `tcia_osteosarcoma` in `$OSTEONB_DATA`, or in `../shared/data` beside the project."
     here = Path.cwd()
     root = next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
     data = Path(os.environ.get("OSTEONB_DATA", root.parent / "shared" / "data"))
     folder = data / "tcia_osteosarcoma"
     return folder if folder.is_dir() else None
+
+# %% ../../nbs/synthetic/05_fixtures.ipynb #63549201
+def _show_pictures(
+    pictures: list,  # arrays or Pillow images; None leaves a gap
+    titles: list[str],  # one for each picture
+    columns: int = 6,  # pictures in a row
+    side: float = 1.6,  # of a picture, inches
+) -> "IPython.display.Image":
+    "Show pictures in rows as one small JPEG, marked as synthetic."
+    import matplotlib.pyplot as plt  # not at the top: fixtures need no figures
+    from IPython.display import Image
+
+    rows = -(-len(pictures) // columns)
+    width = min(columns, len(pictures))
+    size = (side * width, (side + 0.25) * rows + 0.2)
+    fig, axes = plt.subplots(rows, width, figsize=size, squeeze=False, dpi=80)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, title in zip(axes.flat, pictures, titles):
+        if picture is not None:
+            ax.imshow(picture, cmap="gray")
+            ax.set_title(title, fontsize=8)
+    fig.text(0.5, 0.01, "synthetic", ha="center", fontsize=8, color="grey")
+    fig.subplots_adjust(0.005, 0.06 / rows, 0.995, 1 - 0.12 / rows, wspace=0.04, hspace=0.16)
+    data = io.BytesIO()
+    fig.savefig(data, format="jpeg", pil_kwargs=dict(quality=52))
+    plt.close(fig)
+    return Image(data=data.getvalue(), format="jpeg")
