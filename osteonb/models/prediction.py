@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..core.errors import InputError
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
 from .batches import make_dataset, make_loader
 from .fusion import FusionNet, TrainedModel

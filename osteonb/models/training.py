@@ -30,7 +30,6 @@ from tqdm import tqdm
 from ..core.config import Config
 from ..core.errors import InputError
 from ..core.files import atomic_write
-from ..core.labels import CLASSES
 from ..core.runtime import set_seed
 from .backbone import make_backbone
 from .batches import _add_feature_noise, _augmented, make_dataset, make_loader
@@ -94,10 +93,8 @@ def _callback_states(
     checkpoint: dict[str, Any],  # as Lightning writes it
 ) -> dict[str, dict]:  # key -> state
     "Return the callbacks' states under today's keys."
-    states = {}
-    for key, state in checkpoint["callbacks"].items():
-        states[_OLD_STATE_KEYS.get(key.split("{")[0], key)] = state
-    return states
+    states = checkpoint["callbacks"]
+    return {_OLD_STATE_KEYS.get(key.split("{")[0], key): state for key, state in states.items()}
 
 
 class Learner(L.LightningModule):
@@ -182,8 +179,7 @@ def _balance_row(
     row = {}
     lambdas, weights = balance.log_var.tolist(), balance.weights().tolist()
     for task, lam, weight in zip(balance.tasks, lambdas, weights):
-        row[f"lambda_{task}"] = lam
-        row[f"weight_{task}"] = weight
+        row |= {f"lambda_{task}": lam, f"weight_{task}": weight}
     return row
 
 
@@ -301,9 +297,8 @@ def is_worker_process(
     devices, num_nodes = config.training.devices, config.training.num_nodes
     launcher = detect_launcher() if devices * num_nodes > 1 else None
     if launcher is None and num_nodes > 1:
-        command = f"torchrun --nnodes {num_nodes} --nproc_per_node {devices}"
-        command += " --rdzv_backend c10d --rdzv_endpoint FIRST_MACHINE:29500"
-        command += " --no_python osteonb train …"
+        command = f"torchrun --nnodes {num_nodes} --nproc_per_node {devices} --rdzv_backend c10d"
+        command += " --rdzv_endpoint FIRST_MACHINE:29500 --no_python osteonb train …"
         problem = f"each of {num_nodes} machines has to start this command"
         raise InputError(f"setting 'num_nodes': {problem}; on each, {command}")
     if launcher and launcher.world_size() != devices * num_nodes:
