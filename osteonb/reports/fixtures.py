@@ -28,7 +28,7 @@ from osteonb.evaluation.calibration import (
     fit_temperatures,
     reliability_curve,
 )
-from ..evaluation.claims import GAP_COMPARISON, iterate_variants
+from ..evaluation.claims import GAP_COMPARISON, variant_predictions
 from ..evaluation.metrics import evaluate, roc_points
 from ..evaluation.predictions import scope_as_binary
 from ..evaluation.significance import compare, holm_adjust
@@ -454,6 +454,18 @@ def _prediction_tables(
     }
 
 
+def _mean_predictions(
+    predictions: pd.DataFrame,  # of all grid runs
+    folds: dict,  # split -> names of its folds
+) -> dict:  # (variant, split) -> predictions, seeds averaged
+    "Average the seeds of each variant and split."
+    by_split = {split: variant_predictions(predictions, split) for split in folds}
+    mean = {}
+    for variant, split in product(_VARIANT_SETTINGS, folds):
+        mean[variant, split] = by_split[split][variant].drop(columns="variant")
+    return mean
+
+
 def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     "Make up the tables of a grid on a synthetic cohort."
     rng = np.random.default_rng(0)
@@ -466,7 +478,7 @@ def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     variants = pd.Series(_VARIANT_CHANGES, name="changed").rename_axis("variant").to_frame()
     tables = {"tiles.parquet": tiles, "excluded.csv": excluded, "predictions.parquet": predictions}
     tables |= _variant_tables(variants, folds, lost)
-    tables |= _prediction_tables(iterate_variants(predictions))
+    tables |= _prediction_tables(_mean_predictions(predictions, folds))
     tables["history.csv"] = pd.concat(
         [_grid_run_history(*run, rng) for run in trained], ignore_index=True
     )
