@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import shutil
 import warnings
 from pathlib import Path
 

@@ -24,7 +24,7 @@ from ..core.config import Config
 from ..core.errors import InputError
 from ..core.labels import CLASSES
 from ..data.pixels import load_resized_tiles, read_tiles_ahead
-from .timing import _PeakMemory, _time_in_turns
+from .timing import _time_in_turns
 from ..models.augment import augment_batch, cached_side_px, sample_augmentations
 from ..models.backbone import Backbone
 from ..models.batches import make_dataset, make_loader
@@ -199,7 +199,7 @@ def _augment_steps(
 
     return {"plain loop": plain, "osteonb": ours}
 
-# %% ../../nbs/experiments/07_throughput.ipynb #72ae29df
+# %% ../../nbs/experiments/07_throughput.ipynb #156ada04
 def _plain_forward(
     net: nn.Module,  # (B, 3, side, side) to numbers
     paths: list,  # of tiles
@@ -233,7 +233,7 @@ def _embed_steps(
         "limit": partial(_bare_forward, backbone, _random_batch(side), n_batches, bf16),
     }
 
-
+# %% ../../nbs/experiments/07_throughput.ipynb #72ae29df
 def _predict_steps(
     config: Config,
     tiles: pd.DataFrame,  # with `path` and `sha256`
@@ -262,7 +262,7 @@ def _predict_steps(
         "limit": limit,
     }
 
-# %% ../../nbs/experiments/07_throughput.ipynb #5c5331f7
+# %% ../../nbs/experiments/07_throughput.ipynb #43452fd8
 def _timed_epoch(
     config: Config,
     tiles: pd.DataFrame,  # with `label`, `path` and `sha256`
