@@ -356,12 +356,11 @@ def score_with_standard_error(
     score = _point_metrics(test).set_index(["scope", "metric"]).value[key]
     return float(score), float(draws.std())
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #ae08a200
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #de7442a6
 # former names, until the folders above have switched
 from osteonb.evaluation.predictions import _average_seeds
 
 bootstrap_weights = _bootstrap_weights
 point_metrics = _point_metrics
-safe_divide = _safe_divide
 select_test_rows = _select_test_rows
 weighted_metrics = _weighted_metrics
