@@ -49,7 +49,29 @@ def _find_shared(
     found = pd.DataFrame(rows, columns=["fold", "what", "parts", "n", "which", "verdict"])
     return found.astype(dict(n=int))
 
-# %% ../../nbs/data/07_overlaps.ipynb #388ab850
+# %% ../../nbs/data/07_overlaps.ipynb #233d96ee
+def _overlaps_of_slide(
+    tiles: pd.DataFrame,  # tiles of one slide, with `x`, `y` and `label`, indexed by tile
+    footprint: int,  # side of a tile, slide pixels
+) -> list[dict]:  # a row for each pair, in the order of the tiles
+    "Find the pairs of tiles that show some of the same tissue."
+    names = tiles.index.to_numpy(object)
+    labels = tiles.label.to_numpy(object)
+    x = tiles.x.to_numpy(float)
+    y = tiles.y.to_numpy(float)
+    dx = abs(x[:, None] - x)
+    dy = abs(y[:, None] - y)
+    overlapping = np.triu((dx < footprint) & (dy < footprint), 1)  # each pair once
+    rows = []
+    for a, b in zip(*np.nonzero(overlapping)):
+        row = dict(tile_a=names[a], tile_b=names[b], dx=dx[a, b], dy=dy[a, b])
+        width = 1 - dx[a, b] / footprint
+        height = 1 - dy[a, b] / footprint
+        row.update(share=width * height, label_a=labels[a], label_b=labels[b])
+        rows.append(row)
+    return rows
+
+
 def find_overlaps(
     tiles: pd.DataFrame,  # with `slide`, `x`, `y` and `label`, indexed by tile
     footprint: int = 1024,  # side of a tile, slide pixels
@@ -61,28 +83,8 @@ def find_overlaps(
         )
     rows = []
     for slide, group in tiles.groupby("slide"):
-        names = group.index.to_numpy(object)
-        labels = group.label.to_numpy(object)
-        x = group.x.to_numpy(float)
-        y = group.y.to_numpy(float)
-        dx = abs(x[:, None] - x)
-        dy = abs(y[:, None] - y)
-        overlapping = np.triu((dx < footprint) & (dy < footprint), 1)  # each pair once
-        for a, b in zip(*np.nonzero(overlapping)):
-            width = 1 - dx[a, b] / footprint
-            height = 1 - dy[a, b] / footprint
-            rows.append(
-                dict(
-                    tile_a=names[a],
-                    tile_b=names[b],
-                    slide=slide,
-                    dx=dx[a, b],
-                    dy=dy[a, b],
-                    share=width * height,
-                    label_a=labels[a],
-                    label_b=labels[b],
-                )
-            )
+        for row in _overlaps_of_slide(group, footprint):
+            rows.append(row | dict(slide=slide))
     columns = ["tile_a", "tile_b", "slide", "dx", "dy", "share", "label_a", "label_b"]
     pairs = pd.DataFrame(rows, columns=columns).astype(dict(dx=int, dy=int, share=float))
     return pairs.sort_values("share", ascending=False, ignore_index=True)

@@ -20,7 +20,7 @@ from ..core.config import Config
 from ..core.errors import InputError
 from ..core.labels import CLASSES
 from ..data.pixels import load_resized_tiles
-from .augment import cached_side_px, sample_augmentations
+from .augment import augment_batch, cached_side_px, sample_augmentations
 from .embedding import best_device, embed_tiles
 from .scaling import FeatureScaler
 
@@ -125,7 +125,30 @@ def make_dataset(
         images = _load_images(config, tiles, backbone, cache_dir, augment)
     return TileDataset(tiles, images, radiomics, weights, config.training.seed if augment else None)
 
-# %% ../../nbs/models/07_batches.ipynb #c31311a7
+# %% ../../nbs/models/07_batches.ipynb #8dc37b9f
+def _augmented(
+    batch: dict[str, Tensor],  # of `make_loader`
+    image_size: int,  # side of the network's input, pixels
+) -> dict[str, Tensor]:  # `image` changed, where the batch holds changes
+    "Apply the random changes of a batch to its pixels."
+    changes = {k: batch[k] for k in ("affine", "color", "offset") if k in batch}
+    rest = {k: v for k, v in batch.items() if k not in changes}
+    if not changes:
+        return rest
+    return rest | dict(image=augment_batch(batch["image"], **changes, side=image_size))
+
+
+def _add_feature_noise(
+    batch: dict[str, Tensor],  # of `make_loader`
+    noise: float,  # standard deviation on the scaled features; 0 for none
+) -> dict[str, Tensor]:
+    "Add normal noise to the scaled features."
+    if "radiomics" not in batch or noise == 0:
+        return batch
+    radiomics = batch["radiomics"]
+    return batch | dict(radiomics=radiomics + noise * torch.randn_like(radiomics))
+
+# %% ../../nbs/models/07_batches.ipynb #eab05377
 class _EvenBatches(Sampler):
     "Draw batches whose sizes differ by one at most, in a new order each epoch."
 
@@ -158,7 +181,7 @@ class _EvenBatches(Sampler):
         for batch in np.array_split(draws, self.n_batches):
             yield batch.tolist()
 
-# %% ../../nbs/models/07_batches.ipynb #afebd6ec
+# %% ../../nbs/models/07_batches.ipynb #2446e4af
 def make_loader(
     data: TileDataset,
     batch_size: int,  # at most so many tiles in a batch

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.config import setting_choices
+from ..core.config import Config, setting_choices
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import HEADS
+from ..core.labels import CLASSES, HEADS
 
 # %% ../../nbs/models/06_loss.ipynb #e2f0886d
 def class_probs(
@@ -199,3 +199,26 @@ class HierarchicalLoss(nn.Module):
             parts[head] = self.head_loss(head, logits[head], target, weight)
         weights = dict(zip(self.heads, self.balance.weights().tolist()))
         return _Losses(self.balance(torch.stack(list(parts.values()))), parts, weights)
+
+# %% ../../nbs/models/06_loss.ipynb #21d107ba
+def _make_loss(
+    config: Config,  # `head`, `task_weighting`, `class_weights`
+    train: pd.DataFrame,  # training tiles, with `label`
+) -> HierarchicalLoss:
+    "Return the loss with the class weights of the training tiles."
+    counts = [int((train.label == name).sum()) for name in CLASSES]
+    training = config.training
+    return HierarchicalLoss(
+        counts, config.model.head, training.task_weighting, training.class_weights
+    )
+
+
+def _tile_weights(
+    config: Config,  # `patient_weights`
+    train: pd.DataFrame,  # training tiles, with `label`, and `patient` where patients are weighted
+) -> dict[str, Tensor] | None:  # head -> (tiles,); None where all tiles count the same
+    "Return how much each training tile counts."
+    if not config.training.patient_weights:
+        return None
+    target = train.label.map(CLASSES.index).to_numpy(int)
+    return _patient_weights(target, train.patient.to_numpy(object), config.training.patient_weights)

@@ -32,11 +32,15 @@ from ..core.errors import InputError
 from ..core.files import atomic_write
 from ..core.labels import CLASSES
 from ..core.runtime import set_seed
-from .augment import augment_batch
 from .backbone import make_backbone
-from .batches import make_dataset, make_loader
+from .batches import _add_feature_noise, _augmented, make_dataset, make_loader
 from .fusion import FusionNet, TrainedModel, _NetworkOutput, make_network
-from .loss import HierarchicalLoss, _patient_weights, logits_to_probabilities
+from osteonb.models.loss import (
+    HierarchicalLoss,
+    _make_loss,
+    _tile_weights,
+    logits_to_probabilities,
+)
 from .scaling import fit_scaler
 
 # %% ../../nbs/models/08_training.ipynb #74f2ddc8
@@ -81,30 +85,7 @@ def _selection_score(
     score = float(np.nan_to_num(auc)) - _TIE_TOLERANCE * loss
     return dict(valid_auc=auc, valid_log_loss=loss, valid_score=score)
 
-# %% ../../nbs/models/08_training.ipynb #aa4d61c7
-def _augmented(
-    batch: dict[str, Tensor],  # of `make_loader`
-    image_size: int,  # side of the network's input, pixels
-) -> dict[str, Tensor]:  # `image` changed, where the batch holds changes
-    "Apply the random changes of a batch to its pixels."
-    changes = {k: batch[k] for k in ("affine", "color", "offset") if k in batch}
-    rest = {k: v for k, v in batch.items() if k not in changes}
-    if not changes:
-        return rest
-    return rest | dict(image=augment_batch(batch["image"], **changes, side=image_size))
-
-
-def _add_feature_noise(
-    batch: dict[str, Tensor],  # of `make_loader`
-    noise: float,  # standard deviation on the scaled features; 0 for none
-) -> dict[str, Tensor]:
-    "Add normal noise to the scaled features."
-    if "radiomics" not in batch or noise == 0:
-        return batch
-    radiomics = batch["radiomics"]
-    return batch | dict(radiomics=radiomics + noise * torch.randn_like(radiomics))
-
-# %% ../../nbs/models/08_training.ipynb #7f3b8b82
+# %% ../../nbs/models/08_training.ipynb #bb19967a
 # keys of callbacks in checkpoints of version 0.1, without their arguments -> today's
 _OLD_STATE_KEYS = dict(History="history", Best="best")
 
@@ -190,7 +171,7 @@ class Learner(L.LightningModule):
         "Accept the callbacks' keys of version 0.1."
         checkpoint["callbacks"] = _callback_states(checkpoint)
 
-# %% ../../nbs/models/08_training.ipynb #c53d4b31
+# %% ../../nbs/models/08_training.ipynb #780e6d83
 def _balance_row(
     loss: HierarchicalLoss,  # with its balance as it is now
 ) -> dict[str, float]:  # `lambda_<task>`, `weight_<task>`; empty where there is nothing to balance
@@ -240,7 +221,8 @@ class _History(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, learner: Learner) -> None:
         "Score the epoch and add its row."
-        p, target = (torch.cat([b[k] for b in self.validated]).numpy() for k in ("p", "target"))
+        p = torch.cat([b["p"] for b in self.validated]).numpy()
+        target = torch.cat([b["target"] for b in self.validated]).numpy()
         score = _selection_score(p, target)
         # a float would be rounded to 32 bits, and the tie-break with it; so would a mean
         value = torch.tensor(score["valid_score"], dtype=torch.float64)
@@ -249,7 +231,7 @@ class _History(Callback):
         row["valid_loss"] = float(np.mean([b["loss"].item() for b in self.validated]))
         self.rows.append(row | score | _balance_row(learner.loss))
 
-# %% ../../nbs/models/08_training.ipynb #0d585c56
+# %% ../../nbs/models/08_training.ipynb #cfef8149
 class _EpochBar(Callback):
     "Show one progress bar over epochs, and nothing without a terminal."
 
@@ -271,7 +253,7 @@ class _EpochBar(Callback):
         "Leave the bar on the screen."
         self.bar.close()
 
-# %% ../../nbs/models/08_training.ipynb #5bdc8eaa
+# %% ../../nbs/models/08_training.ipynb #fe3a75e5
 class _AtomicCheckpoints(TorchCheckpointIO):
     "Write checkpoints completely, or not at all."
 
@@ -286,7 +268,7 @@ class _AtomicCheckpoints(TorchCheckpointIO):
         with atomic_write(path) as part:
             part.write_bytes(data.getvalue())
 
-# %% ../../nbs/models/08_training.ipynb #88a7fa66
+# %% ../../nbs/models/08_training.ipynb #1ea57094
 class _BestCheckpoint(ModelCheckpoint):
     "Keep the best epoch's checkpoint, also where the run folder was moved."
 
@@ -303,7 +285,7 @@ class _BestCheckpoint(ModelCheckpoint):
         )
         super().load_state_dict(state | moved)
 
-# %% ../../nbs/models/08_training.ipynb #28f7da8d
+# %% ../../nbs/models/08_training.ipynb #dcb8baac
 def detect_launcher() -> ClusterEnvironment | None:  # knows the rank and the number of processes
     "Return the launcher that started this process, torchrun or SLURM; None where there is none."
     for launcher in (TorchElasticEnvironment, SLURMEnvironment):
@@ -329,7 +311,7 @@ def is_worker_process(
         raise InputError(f"settings 'devices' and 'num_nodes': {problem}; make the two agree")
     return launcher is not None and launcher.global_rank() > 0
 
-# %% ../../nbs/models/08_training.ipynb #14f37d1f
+# %% ../../nbs/models/08_training.ipynb #2a60c24e
 def _make_trainer(
     config: Config,
     callbacks: list[Callback],
@@ -390,30 +372,7 @@ def train_loop(
     learner.eval()
     return pd.DataFrame(_callback_states(ended)[_History.state_key]["rows"])
 
-# %% ../../nbs/models/08_training.ipynb #f5a7696d
-def _make_loss(
-    config: Config,  # `head`, `task_weighting`, `class_weights`
-    train: pd.DataFrame,  # training tiles, with `label`
-) -> HierarchicalLoss:
-    "Return the loss with the class weights of the training tiles."
-    counts = [int((train.label == name).sum()) for name in CLASSES]
-    training = config.training
-    return HierarchicalLoss(
-        counts, config.model.head, training.task_weighting, training.class_weights
-    )
-
-
-def _tile_weights(
-    config: Config,  # `patient_weights`
-    train: pd.DataFrame,  # training tiles, with `label`, and `patient` where patients are weighted
-) -> dict[str, Tensor] | None:  # head -> (tiles,); None where all tiles count the same
-    "Return how much each training tile counts."
-    if not config.training.patient_weights:
-        return None
-    target = train.label.map(CLASSES.index).to_numpy(int)
-    return _patient_weights(target, train.patient.to_numpy(object), config.training.patient_weights)
-
-
+# %% ../../nbs/models/08_training.ipynb #a6ce90c5
 def fit(
     config: Config,
     tiles: pd.DataFrame,  # with `label`, `path`, `sha256`, and `patient` with `patient_weights`

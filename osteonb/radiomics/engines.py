@@ -66,7 +66,7 @@ def _pyradiomics_extractor(
     extractor.enableFeaturesByName(**{name: list(FEATURES[name]) for name in feature_classes})
     return extractor
 
-# %% ../../nbs/radiomics/11_engines.ipynb #72cbeac3
+# %% ../../nbs/radiomics/11_engines.ipynb #d7bb27e4
 def _pyradiomics_features(
     values: dict[str, np.ndarray],  # channel -> (H, W), uint8
     masks: dict[str, np.ndarray],  # mask -> (H, W), bool
@@ -89,8 +89,8 @@ def _pyradiomics_features(
             warnings.simplefilter("ignore", RuntimeWarning)
             result = extractor.execute(image, region)
         for name in classes:
-            found = {f: float(result[f"original_{name}_{f}"]) for f in FEATURES[name]}
-            features[channel, mask, name] = found
+            one_class = {f: float(result[f"original_{name}_{f}"]) for f in FEATURES[name]}
+            features[channel, mask, name] = one_class
     return features
 
 # %% ../../nbs/radiomics/11_engines.ipynb #554d7ec3
@@ -119,7 +119,7 @@ def _exact_firstorder(
         features[channel, mask, "firstorder"] = _compute_firstorder(n, bin_width, shift)
     return features
 
-# %% ../../nbs/radiomics/11_engines.ipynb #57c9f93f
+# %% ../../nbs/radiomics/11_engines.ipynb #c74a962e
 def _exact_features(
     values: dict[str, np.ndarray],  # channel -> (H, W), uint8
     masks: dict[str, np.ndarray],  # mask -> (H, W), bool
@@ -138,8 +138,8 @@ def _exact_features(
     pairs = dict.fromkeys((c, m) for c, m, name in groups if name in _TEXTURES)
     for channel, mask in pairs:
         classes = [name for name in _TEXTURES if (channel, mask, name) in groups]
-        found = _compute_textures(values[channel], masks[mask], bin_width, classes)
-        features |= {(channel, mask, name): found[name] for name in classes}
+        textures = _compute_textures(values[channel], masks[mask], bin_width, classes)
+        features |= {(channel, mask, name): textures[name] for name in classes}
     return features
 
 # %% ../../nbs/radiomics/11_engines.ipynb #fab1d49e
@@ -226,7 +226,7 @@ def _check_engine_settings(
     if engine not in ENGINES:
         raise unknown_name_error("engine", engine, ENGINES)
 
-# %% ../../nbs/radiomics/11_engines.ipynb #2c6afcf7
+# %% ../../nbs/radiomics/11_engines.ipynb #dc1a3039
 def compute_features(
     values: np.ndarray,  # (H, W), uint8, one channel; hematoxylin for objects
     mask: np.ndarray,  # (H, W), bool, or whole numbers 0 and 1; that of nuclei for objects
@@ -241,12 +241,12 @@ def compute_features(
     if reason := _undefined_reason(mask):
         raise InputError(f"mask: {reason}, so it has no features in two dimensions")
     groups = [("values", "mask", name) for name in feature_classes if name != "objects"]
-    found = ENGINES[engine]({"values": values}, {"mask": mask}, groups, bin_width, shift)
+    by_group = ENGINES[engine]({"values": values}, {"mask": mask}, groups, bin_width, shift)
     if "objects" in feature_classes:
-        found["values", "mask", "objects"] = _compute_objects(mask, values)
+        by_group["values", "mask", "objects"] = _compute_objects(mask, values)
     features = {}
     for name in feature_classes:
-        for feature, value in found["values", "mask", name].items():
+        for feature, value in by_group["values", "mask", name].items():
             features[f"{name}_{feature}"] = value
     return features
 

@@ -85,7 +85,7 @@ def feature_names(
         names += _group_columns(group)
     return names
 
-# %% ../../nbs/radiomics/12_extraction.ipynb #d8b8b5bc
+# %% ../../nbs/radiomics/12_extraction.ipynb #9b031627
 def _measure_tile(
     rgb: np.ndarray,  # (H, W, 3), uint8
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
@@ -105,8 +105,8 @@ def _measure_tile(
         if name == "objects":
             features[channel, mask, name] = _compute_objects(masks[mask], values[channel])
         undefined = dict.fromkeys(FEATURES[name], np.nan)
-        found = features.get((channel, mask, name), undefined)
-        row += [found[feature] for feature in FEATURES[name]]
+        one_class = features.get((channel, mask, name), undefined)
+        row += [one_class[feature] for feature in FEATURES[name]]
     return row
 
 # %% ../../nbs/radiomics/12_extraction.ipynb #fab85d5c
@@ -189,7 +189,7 @@ def _check_tiles(
         duplicate = tiles.index[tiles.index.duplicated()][0]
         raise InputError(f"table of tiles: duplicate tile {duplicate!r}; names must be unique")
 
-# %% ../../nbs/radiomics/12_extraction.ipynb #f3ac4bf8
+# %% ../../nbs/radiomics/12_extraction.ipynb #c8379520
 def _warn_of_undefined(
     features: pd.DataFrame,  # a row for each tile
 ) -> None:
@@ -218,8 +218,8 @@ def extract(
     settings = {group: _group_settings(group, bin_width, engine) for group in groups}
     with tqdm(total=len(tiles), desc="radiomic features", unit="tile", disable=None) as progress:
 
-        def compute(some: pd.DataFrame, missing: list) -> dict:
-            return _extract_tiles(some, missing, bin_width, engine, n_jobs, progress.update)
+        def compute(subset: pd.DataFrame, missing: list) -> dict:
+            return _extract_tiles(subset, missing, bin_width, engine, n_jobs, progress.update)
 
         if cache_dir is None:
             parts = compute(tiles, groups)
@@ -231,7 +231,7 @@ def extract(
     _warn_of_undefined(features)
     return features
 
-# %% ../../nbs/radiomics/12_extraction.ipynb #52f3aed9
+# %% ../../nbs/radiomics/12_extraction.ipynb #4469d8b0
 def _reason_undefined(
     mask: np.ndarray,  # (H, W), bool
     feature_class: str,  # of `FEATURES`
@@ -250,8 +250,9 @@ def undefined_features(
     rows = []
     for group in dict.fromkeys(tuple(name.split("_")[:3]) for name in features):
         channel, mask, name = group
-        lacking = features.filter(regex=f"^{'_'.join(group)}_").isna().sum(axis=1)
-        for tile, number in lacking[lacking > 0].items():
+        columns = features.filter(regex=f"^{'_'.join(group)}_")
+        n_undefined = columns.isna().sum(axis=1)
+        for tile, number in n_undefined[n_undefined > 0].items():
             reason = _reason_undefined(_compute_mask(read_tile(tiles.path[tile]), mask), name)
             rows.append((tile, channel, mask, name, number, reason))
     columns = ["tile", "channel", "mask", "class", "lacking", "reason"]

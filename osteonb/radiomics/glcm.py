@@ -140,7 +140,7 @@ def _cluster_prominence(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^4$. IBSI: cluster prominence (AE86)."
     return g.expect((g.i + g.j - g.mean - g.mean) ** 4)
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #429f09a3
+# %% ../../nbs/radiomics/06_glcm.ipynb #c9456365
 def _contrast(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i - j)^2$. IBSI: contrast (ACUI)."
     return g.expect((g.i - g.j) ** 2)
@@ -164,7 +164,7 @@ def _difference_entropy(g: _Cooccurrence) -> np.ndarray:
     bits = np.log2(g.p_difference + _EPSILON)
     return -(g.p_difference * bits).sum(0)
 
-
+# %% ../../nbs/radiomics/06_glcm.ipynb #f1207792
 def _inverse_difference(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_k p_{x-y}(k) / (1 + k)$. IBSI: inverse difference (IB1Z)."
     k = np.arange(len(g.p_difference))

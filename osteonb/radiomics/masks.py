@@ -183,7 +183,7 @@ def _compute_mask(
         raise unknown_name_error("mask", name, MASKS)
     return MASKS[name](rgb)
 
-# %% ../../nbs/radiomics/02_masks.ipynb #e307464e
+# %% ../../nbs/radiomics/02_masks.ipynb #658de722
 def channels_and_masks(
     rgb: np.ndarray,  # (H, W, 3), uint8; anything else is an `InputError`
     channels: tuple = ("grey",),  # of `CHANNELS`
@@ -191,12 +191,12 @@ def channels_and_masks(
 ) -> tuple[dict, dict]:  # channel -> (H, W), uint8; mask -> (H, W), bool
     "Return several channels and masks of one tile, by name."
     values = {name: _compute_channel(rgb, name) for name in channels}
-    found = {}
+    regions = {}
     for name in masks:
         if name == "tile" and "grey" in values:
-            found[name] = values["grey"] > 0
+            regions[name] = values["grey"] > 0
         elif name == "nuclei" and "hematoxylin" in values:
-            found[name] = _nuclei_from_hematoxylin(values["hematoxylin"])
+            regions[name] = _nuclei_from_hematoxylin(values["hematoxylin"])
         else:
-            found[name] = _compute_mask(rgb, name)
-    return values, found
+            regions[name] = _compute_mask(rgb, name)
+    return values, regions

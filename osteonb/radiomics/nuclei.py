@@ -34,12 +34,12 @@ def _eccentricity(
     np.divide(2 * radius, half + radius, out=ratio, where=half > 0)
     return np.sqrt(ratio)
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #bc3be030
+# %% ../../nbs/radiomics/09_nuclei.ipynb #56eeae52
 def _measure_objects(
     mask: np.ndarray,  # (H, W), bool, the mask of nuclei
     hematoxylin: np.ndarray,  # (H, W), uint8
 ) -> pd.DataFrame:  # a row for each nucleus; area in pixels
-    "Measure the components of a mask one by one; those that the border cuts are not `whole`."
+    "Measure the components of a mask one by one; those that the border cuts are not `complete`."
     labels, n = label(mask, connectivity=1, return_num=True)
     y, x = np.nonzero(labels)
     component = labels[y, x] - 1
@@ -50,7 +50,7 @@ def _measure_objects(
             area=area,
             eccentricity=_eccentricity(component, y, x, area),
             hematoxylin=np.bincount(component, hematoxylin[mask], n) / area,
-            whole=~np.isin(np.arange(1, n + 1), border),
+            complete=~np.isin(np.arange(1, n + 1), border),
         )
     )
 
@@ -82,7 +82,7 @@ _OBJECTS = {
     ),
 }
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #d86eebef
+# %% ../../nbs/radiomics/09_nuclei.ipynb #495ed51a
 def _check_object_mask(
     mask: np.ndarray,  # (H, W), bool; anything else is an `InputError`
     shape: tuple[int, int],  # (H, W), of the channel
@@ -102,29 +102,29 @@ def _compute_objects(
     _check_channel(hematoxylin)
     _check_object_mask(mask, hematoxylin.shape)
     nuclei = _measure_objects(mask, hematoxylin)
-    whole = nuclei[nuclei.whole]
+    complete = nuclei[nuclei.complete]
     values = {
         "Count": len(nuclei),
         "Density": 1e4 * len(nuclei) / mask.size,
         "AreaShare": mask.mean(),
-        "AreaMean": whole.area.mean(),
-        "AreaMedian": whole.area.median(),
-        "AreaStd": whole.area.std(ddof=0),
-        "AreaVariation": whole.area.std(ddof=0) / whole.area.mean(),
-        "EccentricityMean": whole.eccentricity.mean(),
-        "EccentricityStd": whole.eccentricity.std(ddof=0),
+        "AreaMean": complete.area.mean(),
+        "AreaMedian": complete.area.median(),
+        "AreaStd": complete.area.std(ddof=0),
+        "AreaVariation": complete.area.std(ddof=0) / complete.area.mean(),
+        "EccentricityMean": complete.eccentricity.mean(),
+        "EccentricityStd": complete.eccentricity.std(ddof=0),
         "HematoxylinMean": nuclei.hematoxylin.mean(),
         "HematoxylinStd": nuclei.hematoxylin.std(ddof=0),
     }
     return {name: float(values[name]) for name in _OBJECTS}
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #270367c3
+# %% ../../nbs/radiomics/09_nuclei.ipynb #e6ed0967
 def _undefined_objects_reason(
     mask: np.ndarray,  # (H, W), bool, the mask of nuclei
 ) -> str | None:  # the reason, or None where every number exists
     "Return why some of a tile's object features are undefined."
     if not mask.any():
         return "no nucleus"
-    if not _measure_objects(mask, np.zeros(mask.shape, np.uint8)).whole.any():
+    if not _measure_objects(mask, np.zeros(mask.shape, np.uint8)).complete.any():
         return "no whole nucleus: the border cuts every one"
     return None

@@ -50,7 +50,7 @@ def _entanglement_questions(
         rows.append(("Which patient is it?", question, row.balanced_accuracy, row.chance))
     return pd.DataFrame(rows, columns=["task", "question", "value", "baseline"])
 
-# %% ../../nbs/reports/05_audit_page.ipynb #c3ede636
+# %% ../../nbs/reports/05_audit_page.ipynb #030b489b
 _FINDING_TONES = {"leak": "bad", "warning": "open", "fine": "good", "not done": "soft"}
 _DETAIL_TITLES = dict(
     classes="Tiles of each class",
@@ -86,7 +86,7 @@ def _readable_table(
             table = table.assign(**{column: [_WORDS.get(value, value) for value in table[column]]})
     return table.rename(index=_WORDS, columns=_readable_name)
 
-
+# %% ../../nbs/reports/05_audit_page.ipynb #c0df1597
 def _audit_details(
     tables: dict[str, pd.DataFrame],  # of an audit
 ) -> str:
@@ -145,11 +145,11 @@ def _audit_sections(
     parts = [html_table(table, _FINDING_TONES), *_audit_figures(tables, tiles, note)]
     return html_section("Audit", text, *parts, _audit_details(tables))
 
-# %% ../../nbs/reports/05_audit_page.ipynb #306cfc93
+# %% ../../nbs/reports/05_audit_page.ipynb #c49820c1
 def audit_report(
     tables: dict[str, pd.DataFrame],  # of an audit, by name
     output_dir: str | Path,  # the page, ends in `.html`
-    title: str = "osteonb: audit",
+    title: str = "osteonb: audit",  # of the page, plain text
     tiles: pd.DataFrame | None = None,  # for the figure of classes by patient
 ) -> Path:  # the same path as `output_dir`
     "Write an audit's tables as one page; raise `InputError` for a table that no audit has."

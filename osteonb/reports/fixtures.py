@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/reports/07_fixtures.ipynb #9ca435fa
+# %% ../../nbs/reports/07_fixtures.ipynb #04756de1
 import re
 from functools import cache
 from itertools import product
@@ -29,7 +29,8 @@ from osteonb.evaluation.calibration import (
     reliability_curve,
 )
 from ..evaluation.claims import GAP_COMPARISON, iterate_variants
-from ..evaluation.metrics import evaluate, roc_points, scope_as_binary
+from ..evaluation.metrics import evaluate, roc_points
+from ..evaluation.predictions import scope_as_binary
 from ..evaluation.significance import compare, holm_adjust
 from .style import _figure_to_svg
 from ..synthetic.cohort import SYNTHETIC_TEST_PATIENT
@@ -152,7 +153,7 @@ def _example_run() -> SimpleNamespace:  # `tiles, features, history, predictions
     predictions = predicted.assign(fold="Case-4", part=part)
     return SimpleNamespace(tiles=tiles, features=features, history=history, predictions=predictions)
 
-# %% ../../nbs/reports/07_fixtures.ipynb #ffdd3632
+# %% ../../nbs/reports/07_fixtures.ipynb #22ff3f79
 _REFERENCE = "fusion, hierarchical"
 _VARIANT_SETTINGS = {
     "image, flat": dict(modality="image", head="flat"),
@@ -169,7 +170,7 @@ _VARIANT_CHANGES = {
 _VARIANT_STRENGTHS = dict(zip(_VARIANT_SETTINGS, (0.55, 0.7, 1.1, 1.0)))
 _N_DRAWS = 100  # bootstrap draws of the example
 
-
+# %% ../../nbs/reports/07_fixtures.ipynb #3fce259f
 def _grid_run_answers(
     tiles: pd.DataFrame,  # of the cohort
     variant: str,  # of `_VARIANT_SETTINGS`
@@ -196,7 +197,7 @@ def _grid_run_answers(
         table[["p_non_viable", "p_viable"]] = np.nan
     return table
 
-
+# %% ../../nbs/reports/07_fixtures.ipynb #033c4b9c
 def _grid_run_history(
     variant: str,  # of `_VARIANT_SETTINGS`
     split: str,  # `patient` or `tile`
@@ -218,7 +219,7 @@ def _grid_run_history(
         table[f"lambda_{task}"] = -np.log(weight) if learned else np.nan
     return table
 
-# %% ../../nbs/reports/07_fixtures.ipynb #8ff74b2c
+# %% ../../nbs/reports/07_fixtures.ipynb #0bb4c1c6
 def _example_findings() -> pd.DataFrame:  # `check, verdict, n, text`
     "Return one finding of every kind."
     leak = "One pair of tiles shows the same tissue in training and test of fold Case-904."
@@ -247,6 +248,17 @@ def _example_suspects(
     )
     return dict(duplicates=pd.DataFrame([pair]), blank=blank)
 
+# %% ../../nbs/reports/07_fixtures.ipynb #11d8660d
+_OVERLAP_COLUMNS = (
+    *("tile_a", "tile_b", "slide", "dx", "dy", "share"),
+    *("label_a", "label_b", "across"),
+)
+_ENTANGLEMENT_COLUMNS = ("fold", "task", "n", "patient_alone", "majority", "reason")
+_RECOGNITION_COLUMNS = (
+    *("among", "n", "patients", "slides"),
+    *("balanced_accuracy", "chance", "reason"),
+)
+
 
 def _example_audit(
     tiles: pd.DataFrame,  # of the cohort
@@ -265,40 +277,19 @@ def _example_audit(
         ("viable", 12, 2, 5, 0.8, 0.5, ""),
         ("non_viable", 9, 1, 3, np.nan, np.nan, "only one patient has enough slides"),
     ]
-    overlap_columns = [
-        "tile_a",
-        "tile_b",
-        "slide",
-        "dx",
-        "dy",
-        "share",
-        "label_a",
-        "label_b",
-        "across",
-    ]
-    entangled_columns = ["fold", "task", "n", "patient_alone", "majority", "reason"]
-    recognized_columns = [
-        "among",
-        "n",
-        "patients",
-        "slides",
-        "balanced_accuracy",
-        "chance",
-        "reason",
-    ]
     return dict(
         findings=_example_findings(),
         classes=counts.assign(all=counts.sum(axis=1)),
         parts=pd.DataFrame(parts),
         untrainable=pd.DataFrame(columns=["fold", "task", "reason"]),
         shared=pd.DataFrame(columns=["fold", "what", "parts", "n", "which", "verdict"]),
-        overlaps=pd.DataFrame(columns=overlap_columns),
-        entanglement=pd.DataFrame(entangled, columns=entangled_columns),
-        recognised=pd.DataFrame(recognized, columns=recognized_columns),
+        overlaps=pd.DataFrame(columns=_OVERLAP_COLUMNS),
+        entanglement=pd.DataFrame(entangled, columns=_ENTANGLEMENT_COLUMNS),
+        recognised=pd.DataFrame(recognized, columns=_RECOGNITION_COLUMNS),
         **_example_suspects(tiles),
     )
 
-# %% ../../nbs/reports/07_fixtures.ipynb #eb8cd488
+# %% ../../nbs/reports/07_fixtures.ipynb #752fed0f
 _PAIRS = {
     "modality: fusion, not image": (_REFERENCE, "image, hierarchical"),
     "head: hierarchical, not flat": ("image, hierarchical", "image, flat"),
@@ -328,7 +319,7 @@ def _example_differences(
         p_holm=families.transform(holm_adjust), family=families.transform("count")
     )
 
-
+# %% ../../nbs/reports/07_fixtures.ipynb #f8e5e516
 def _example_claims(
     differences: pd.DataFrame,  # of `_example_differences`
 ) -> pd.DataFrame:  # a row for each claim
@@ -409,7 +400,7 @@ def _of_each_task(
 
     return compute_all
 
-# %% ../../nbs/reports/07_fixtures.ipynb #c1cc7b45
+# %% ../../nbs/reports/07_fixtures.ipynb #0726dd18
 def _example_grid_runs(
     folds: dict,  # split -> names of its folds
 ) -> tuple[list, tuple]:  # those that were run; the one that was not
@@ -417,7 +408,7 @@ def _example_grid_runs(
     lost = ("fusion, tumor only", "patient", folds["patient"][0], 1)
     runs = []
     for variant, split in product(_VARIANT_SETTINGS, folds):
-        runs += [(variant, split, fold, seed) for fold in folds[split] for seed in (0, 1)]
+        runs += list(product([variant], [split], folds[split], (0, 1)))
     return [run for run in runs if run != lost], lost
 
 
@@ -441,7 +432,7 @@ def _variant_tables(
         "chosen.csv": chosen.assign(what="features", value=masks),
     }
 
-
+# %% ../../nbs/reports/07_fixtures.ipynb #79f1197d
 def _prediction_tables(
     mean: dict,  # (variant, split) -> predictions, seeds averaged
 ) -> dict[str, pd.DataFrame]:  # file -> table

@@ -272,8 +272,11 @@ def headline_numbers(
     texts = [(name, "–" if np.isnan(value) else f"{value:.2f}") for name, value in numbers.items()]
     return _render("headline", texts)
 
-# %% ../../nbs/reports/01_html.ipynb #cd1a7d42
-_SYNTHETIC_WARNING = "The tiles are synthetic: they were drawn by osteonb to try the method, and say nothing about patients."
+# %% ../../nbs/reports/01_html.ipynb #b531b79c
+_SYNTHETIC_WARNING = (
+    "The tiles are synthetic: they were drawn by osteonb to try the method, "
+    "and say nothing about patients."
+)
 _RESEARCH_NOTE = _paragraph("For research only; no part of this is a diagnosis.", "soft")
 
 # %% ../../nbs/reports/01_html.ipynb #1ff24f7b
@@ -312,10 +315,10 @@ def _restore_text(
         restored[name] = pd.Series(values, index=table.index, dtype=object)
     return table.assign(**restored)
 
-# %% ../../nbs/reports/01_html.ipynb #dcca7311
+# %% ../../nbs/reports/01_html.ipynb #af4edac1
 def _as_counts(
     table: pd.DataFrame,  # whose columns of counts may have been read as floats
-    columns: tuple = ("n", "cells", "not_run", "family", "epoch", "seed"),
+    columns: tuple = ("n", "cells", "not_run", "family", "epoch", "seed"),  # of counts
 ) -> pd.DataFrame:  # the same, with whole numbers and `<NA>` in these columns
     "Show whole numbers as whole numbers."
     numeric = [c for c in columns if c in table and pd.api.types.is_numeric_dtype(table[c])]

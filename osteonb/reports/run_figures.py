@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_learning_curves', 'plot_confusion', 'plot_roc', 'plot_gate', 'plot_features']
 
-# %% ../../nbs/reports/03_run_figures.ipynb #66e4fc63
+# %% ../../nbs/reports/03_run_figures.ipynb #80eb6916
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,14 +16,8 @@ from scipy.stats import kruskal
 
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, TASKS, TITLES
-from osteonb.evaluation.metrics import (
-    check_predictions,
-    confusion_counts,
-    evaluate,
-    predicted_scope,
-    roc_points,
-    scope_as_binary,
-)
+from ..evaluation.metrics import confusion_counts, evaluate, roc_points
+from ..evaluation.predictions import check_predictions, predicted_scope, scope_as_binary
 from .style import COLORS, PLOT_STYLE, _write_in_panel, make_panels
 
 # %% ../../nbs/reports/03_run_figures.ipynb #55640be2
@@ -50,9 +44,9 @@ def _plot_class_by_patient(
         fig.legend(loc="outside upper center", ncols=3, frameon=False)
     return fig
 
-# %% ../../nbs/reports/03_run_figures.ipynb #cd67b235
+# %% ../../nbs/reports/03_run_figures.ipynb #3a373d63
 def _get_column(
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # a history or predictions
     name: str,  # a column, which may be absent
 ) -> pd.Series:  # its values, all `NaN` where it is absent
     "Return a column that not every variant has."

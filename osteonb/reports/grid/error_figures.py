@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/reports/grid/05_error_figures.ipynb #fe76afda
+# %% ../../../nbs/reports/grid/05_error_figures.ipynb #4ea704a7
 import textwrap
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from ...core.errors import InputError
 from ...core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES
 from ...data.images import open_image
-from osteonb.evaluation.metrics import (
+from ...evaluation.metrics import confusion_counts
+from osteonb.evaluation.predictions import (
     check_predictions,
-    confusion_counts,
     predicted_classes,
     predicted_scope,
     scope_as_binary,
@@ -70,10 +70,10 @@ def _find_mistakes(
     table = table[table.true != table.called].sort_values("p", kind="stable")
     return table.replace({c: TITLES[c] for c in CLASSES} | dict(tumor="Tumor"))
 
-# %% ../../../nbs/reports/grid/05_error_figures.ipynb #a191560f
+# %% ../../../nbs/reports/grid/05_error_figures.ipynb #c0cf607f
 def _draw_mistake(
     ax: plt.Axes,  # the panel
-    title: str,
+    title: str,  # of the panel
     path: object,  # of the picture; not a path where there is none
     size_px: int,  # largest side of the picture, pixels
 ) -> None:

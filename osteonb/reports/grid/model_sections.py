@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/reports/grid/09_model_sections.ipynb #c025fa61
-from typing import Callable
-
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #a21f53e3
 import pandas as pd
 
 from ...core.labels import TASKS, TITLES
@@ -29,7 +27,11 @@ from osteonb.reports.html import (
 )
 from ..style import figure_to_html
 
-# %% ../../../nbs/reports/grid/09_model_sections.ipynb #f520fdf3
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #74c55013
+_CALIBRATION_TEXT = (
+    "Calibration error, the mean distance from that diagonal, "
+    "before and after one temperature for each task."
+)
 _CALIBRATION_COLUMNS = {"as_it_is": "as it is", "calibrated": "after temperature"}
 
 
@@ -49,7 +51,7 @@ def _calibration_table(
     order = list(dict.fromkeys(errors.variant))
     return pd.DataFrame(table).reindex(order).rename_axis("variant")
 
-# %% ../../../nbs/reports/grid/09_model_sections.ipynb #923c3e7b
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #70557a43
 # table -> how it is drawn, what the figure shows, and how to read it
 _CURVES = dict(
     roc=(_plot_rocs, "ROC curves", "Every possible threshold, for each task."),
@@ -76,7 +78,7 @@ def _curve_part(
     figure = draw(_reference_first(table, reference), note, colors=colors)
     return _paragraph(sentence) + figure_to_html(figure, f"{title} of both tasks")
 
-
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #5d16f65e
 def _calibration_part(
     calibration: pd.DataFrame,  # of held-out patients
     temperatures: pd.DataFrame,  # of held-out patients
@@ -85,8 +87,7 @@ def _calibration_part(
     parts = []
     errors = _calibration_table(calibration)
     if len(errors):
-        text = "Calibration error, the mean distance from that diagonal, before and after one temperature for each task."
-        parts += [_paragraph(text), html_table(errors)]
+        parts += [_paragraph(_CALIBRATION_TEXT), html_table(errors)]
     if len(calibration):
         every = _with_metric_names(calibration).set_index("variant")
         every = every[["metric", *_CALIBRATION_COLUMNS, "n", "reason"]]
@@ -98,7 +99,7 @@ def _calibration_part(
         parts.append(html_details("Temperatures", html_table(fitted)))
     return "".join(parts)
 
-
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #bb4e921e
 def _curves_section(
     tables: dict[str, pd.DataFrame],  # `roc, reliability, decision, calibration, temperatures`
     colors: dict,  # of the variants
@@ -117,7 +118,7 @@ def _curves_section(
     parts = (figures["roc"], figures["reliability"], calibration, figures["decision"])
     return html_section("Curves", text, *parts)
 
-# %% ../../../nbs/reports/grid/09_model_sections.ipynb #c1593e14
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #34d48f2d
 def _epochs_table(
     history: pd.DataFrame,  # of every epoch
 ) -> pd.DataFrame:  # indexed by variant
@@ -151,7 +152,7 @@ def _balance_part(
     description = "λ and weight of both tasks through all folds and seeds"
     return epochs + _paragraph(text) + figure_to_html(figure, description)
 
-
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #7b48019c
 def _gates_part(
     predictions: pd.DataFrame,  # of the whole grid
     reference: str,  # drawn first
@@ -180,7 +181,7 @@ def _training_section(
     balance = _balance_part(history[history.split == "patient"], reference, note)
     return html_section("Training", text, balance, _gates_part(predictions, reference, note))
 
-# %% ../../../nbs/reports/grid/09_model_sections.ipynb #87c24324
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #27dd07b9
 def _mistakes_section(
     tiles: pd.DataFrame,  # with `path, patient, slide`
     mean: pd.DataFrame
@@ -199,8 +200,8 @@ def _mistakes_section(
     mistakes = mistakes.join(tiles[["patient", "slide"]]).rename_axis("tile")
     n_test = (mean.part == "test").sum()
     text = (
-        f"{reference} calls {len(mistakes)} of {n_test} test tiles wrongly. Here are those to whose true answer it gave "
-        "the least probability, with pictures where their files are present."
+        f"{reference} calls {len(mistakes)} of {n_test} test tiles wrongly. Here are those to whose true answer it "
+        "gave the least probability, with pictures where their files are present."
     )
     figure = _plot_mistakes(tiles, mean, note=note)
     description = "The tiles to whose true answer the reference gave the least"
@@ -219,7 +220,7 @@ def _chosen_table(
         rows.append((name, setting, "; ".join(texts)))
     return pd.DataFrame(rows, columns=["variant", "what", "chosen"]).set_index("variant")
 
-# %% ../../../nbs/reports/grid/09_model_sections.ipynb #8c651101
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #3c49b3af
 def _missing_part(
     missing: pd.DataFrame,  # grid runs that were not run: `variant, reason`, …
 ) -> str:  # empty where none is missing
@@ -239,7 +240,7 @@ def _count_reasons(
     reasons = excluded.reason.str.replace(r" \(.*", "", regex=True)
     return reasons.value_counts().rename_axis("reason").to_frame("rows")
 
-
+# %% ../../../nbs/reports/grid/09_model_sections.ipynb #5a83f46b
 def _settings_tables(
     grid: dict,  # `base`, `variants`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # settings of all variants; settings that differ
@@ -262,7 +263,8 @@ def _settings_section(
     missing = tables["not_run"]
     planned = tables["variants"].cells.sum()
     seeds = ", ".join(map(str, grid["seeds"]))
-    text = f"{len(missing)} of {planned:.0f} grid runs were not run. Seeds {seeds}; splits: {', '.join(grid['splits'])}."
+    splits = ", ".join(grid["splits"])
+    not_run = f"{len(missing)} of {planned:.0f} grid runs were not run."
     excluded = _paragraph("Every row of the release entered.")
     if len(tables["excluded"]):
         excluded = html_table(_count_reasons(tables["excluded"]))
@@ -273,7 +275,7 @@ def _settings_section(
     base, differences = _settings_tables(grid)
     return html_section(
         "What was not run, and settings",
-        text,
+        f"{not_run} Seeds {seeds}; splits: {splits}.",
         _missing_part(missing),
         _subheading("What did not enter"),
         excluded,

@@ -100,7 +100,7 @@ def _grid_sections(
         _settings_section(grid, tables),
     ]
 
-# %% ../../../nbs/reports/grid/10_page.ipynb #e54b39c9
+# %% ../../../nbs/reports/grid/10_page.ipynb #775cacd2
 def grid_report(
     folder: str | Path,  # as `run_grid` leaves it
 ) -> Path:  # `report.html` in it
@@ -114,7 +114,7 @@ def grid_report(
         _page_heading(title, _subtitle(grid, tables)),
         warning_box(_grid_warnings(grid, tables)),
         table_of_contents(sections),
-        _paragraph(f"The reference, {grid['reference']}, on held-out patients:"),
+        _paragraph(f"The reference “{grid['reference']}” on held-out patients:"),
         headline_numbers(_headline(held_out, grid["reference"])),
         *sections,
         _RESEARCH_NOTE,

@@ -35,7 +35,7 @@ from osteonb.reports.html import (
 )
 from ..style import figure_to_html
 
-# %% ../../../nbs/reports/grid/08_sections.ipynb #9dacbc19
+# %% ../../../nbs/reports/grid/08_sections.ipynb #9f7cc0b4
 _FEW_TILES = 150  # of a cohort, below which a grid shows that the pipeline runs, and no more
 
 
@@ -59,7 +59,7 @@ def _cohort_warnings(
         )
     return warnings
 
-
+# %% ../../../nbs/reports/grid/08_sections.ipynb #bb27addd
 def _patient_warnings(
     tiles: pd.DataFrame,  # with `patient` and `label`
 ) -> list[str]:  # sentences
@@ -77,7 +77,7 @@ def _patient_warnings(
         "of a single patient are given only where both answers of a question exist.",
     ]
 
-
+# %% ../../../nbs/reports/grid/08_sections.ipynb #501ad9d4
 def _entanglement_warnings(
     entanglement: pd.DataFrame,  # of the audit: `fold, task, patient_alone`
 ) -> list[str]:  # one sentence, or none
@@ -187,7 +187,7 @@ def _mean_answers(
         answers[name] = next(table for table in scopes.values() if len(table)).assign(variant=name)
     return answers
 
-# %% ../../../nbs/reports/grid/08_sections.ipynb #81ab57f4
+# %% ../../../nbs/reports/grid/08_sections.ipynb #82faaa8a
 _HELD_OUT_TITLE = "Results on held-out patients"
 
 
@@ -223,7 +223,7 @@ def _results_figures(
         parts.append(html_details("Confusions", figure_to_html(figure, description)))
     return parts
 
-
+# %% ../../../nbs/reports/grid/08_sections.ipynb #e7079748
 def _results_section(
     grid: dict,  # `level, draws, reference`
     tables: dict[str, pd.DataFrame],  # `variants, metrics, tiles`
@@ -246,7 +246,7 @@ def _results_section(
         html_details("Every metric", html_table(_as_counts(every))),
     )
 
-# %% ../../../nbs/reports/grid/08_sections.ipynb #0fbca95e
+# %% ../../../nbs/reports/grid/08_sections.ipynb #6ef5a117
 def _differences_text(
     differences: pd.DataFrame,  # between variants, with `family`
 ) -> str:
@@ -259,7 +259,7 @@ def _differences_text(
         "that give them."
     )
 
-
+# %% ../../../nbs/reports/grid/08_sections.ipynb #9b006243
 _TEST_COLUMNS = dict(
     metric="metric",
     value_a="a",

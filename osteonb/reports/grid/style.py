@@ -96,7 +96,7 @@ def _first_variants(
     shown = f"{limit} of {len(names)} variants are shown"
     return names[:limit], f"{shown}; {note}" if note else shown
 
-# %% ../../../nbs/reports/grid/01_style.ipynb #64351303
+# %% ../../../nbs/reports/grid/01_style.ipynb #cc809edf
 _MAX_ROW_NAME = 44  # characters in a line
 
 
@@ -113,7 +113,7 @@ def _wrap_row_name(
 def _style_row_panel(
     ax: plt.Axes,  # the panel
     metric: str,  # its title
-    n_rows: int,
+    n_rows: int,  # of the panel
 ) -> None:
     "Give a panel its title and a gray band behind every second row."
     ax.set_title(textwrap.fill(str(metric), 26))

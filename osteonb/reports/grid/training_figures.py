@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/reports/grid/04_training_figures.ipynb #0d70add8
+# %% ../../../nbs/reports/grid/04_training_figures.ipynb #ebeec3a9
 import textwrap
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +80,7 @@ def _draw_quantity(
         for limit in clamp:
             ax.axhline(limit, ls="--", lw=1, color="#888888")
 
-# %% ../../../nbs/reports/grid/04_training_figures.ipynb #2141e2e4
+# %% ../../../nbs/reports/grid/04_training_figures.ipynb #83cee227
 _HISTORY_KEY = ("variant", "fold", "seed", "epoch")
 
 
@@ -91,7 +92,7 @@ def _learned_first(
     is_learned = history.groupby("variant")[columns].count().sum(axis=1) > 0
     return sorted(history.variant.unique(), key=lambda name: not is_learned[name])
 
-
+# %% ../../../nbs/reports/grid/04_training_figures.ipynb #0c2023cb
 def _share_row(
     axes: np.ndarray,  # the panels of one quantity
     label: str,  # of the vertical axis
@@ -118,7 +119,7 @@ def _trajectory_handles(
         handles.append(Line2D([], [], color="#888888", ls="--", lw=1, label=label))
     return handles
 
-
+# %% ../../../nbs/reports/grid/04_training_figures.ipynb #9493819b
 def _plot_trajectories(
     history: pd.DataFrame,  # `_HISTORY_KEY`, and of `<quantity>_tumor, <quantity>_viability` what there is
     note: str = "",  # printed at the foot
@@ -132,8 +133,8 @@ def _plot_trajectories(
             raise unknown_name_error("quantity", quantity, _HISTORY_CURVES)
     if not len(history):
         return _empty_figure("no epoch in this grid", note)
-    needed = dict.fromkeys(["lambda", *quantities])
-    columns = [f"{quantity}_{task}" for quantity in needed for task in TASKS]
+    needed = product(dict.fromkeys(["lambda", *quantities]), TASKS)
+    columns = [f"{quantity}_{task}" for quantity, task in needed]
     history = history.reindex(columns=[*_HISTORY_KEY, *columns])
     names, note = _first_variants(_learned_first(history), 4, note)
     shape = (len(quantities), len(names))
