@@ -38,13 +38,13 @@ from osteonb.models.loss import (
     HierarchicalLoss,
     _make_loss,
     _tile_weights,
-    logits_to_probabilities,
+    _logits_to_probabilities,
 )
 from .scaling import fit_scaler
 
 # %% ../../nbs/models/08_training.ipynb #74f2ddc8
 def _selection_auc(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `logits_to_probabilities` gives them
+    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
 ) -> float:  # in [0, 1]; `NaN` where no question has both answers among the tiles
     "Return the mean AUC over the questions that the head answers and the tiles can decide."
@@ -62,7 +62,7 @@ _TIE_TOLERANCE = 1e-6  # factor of the log loss in the score
 
 
 def _selection_log_loss(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `logits_to_probabilities` gives them
+    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
 ) -> float:
     "Return the log loss over the tiles that the head's questions concern."
@@ -75,7 +75,7 @@ def _selection_log_loss(
 
 
 def _selection_score(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `logits_to_probabilities` gives them
+    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
 ) -> dict[str, float]:  # `valid_auc`, `valid_log_loss`, and the `valid_score` that decides
     "Score an epoch by its AUC, and by its log loss between equal AUCs."
@@ -161,7 +161,7 @@ class Learner(L.LightningModule):
         "Return the probabilities of a batch: the AUC needs all of them at once."
         logits = self(batch).logits
         loss = self.loss(logits, batch["target"]).total.cpu()
-        p = logits_to_probabilities(logits).cpu()
+        p = _logits_to_probabilities(logits).cpu()
         return dict(p=p, target=batch["target"].cpu(), loss=loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
