@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['bootstrap_mean_interval', 'intervals', 'score_with_standard_error']
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #d416b615
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #045fd568
 import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS
 from .metrics import _class_metrics, _default_metrics
 from osteonb.evaluation.predictions import (
     _missing_head_reason,
@@ -94,7 +94,7 @@ def _pair_sums(
     ordered = np.einsum("dt,dt->d", own, below[:, left] + below[:, right]) / 2
     return ordered, own.sum(axis=1) * below[:, -1]
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #2dde47a2
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #06f2defa
 def _confusion_draws(
     y: np.ndarray,  # (tiles,) codes of the true classes
     called: np.ndarray,  # (tiles,) codes of the predicted classes
@@ -116,7 +116,7 @@ def _confusion_draws(
         f1_weighted=_safe_divide((true * f1).sum(axis=1), total),
     )
 
-
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #6e025f9a
 def _class_draws(
     test: pd.DataFrame,  # test rows of a model that answers both questions
     weights: np.ndarray,  # (draws, tiles)
@@ -356,12 +356,11 @@ def score_with_standard_error(
     score = _point_metrics(test).set_index(["scope", "metric"]).value[key]
     return float(score), float(draws.std())
 
-# %% ../../nbs/evaluation/03_bootstrap.ipynb #ae08a200
+# %% ../../nbs/evaluation/03_bootstrap.ipynb #3b3e4720
 # former names, until the folders above have switched
-from osteonb.evaluation.predictions import _average_seeds
+from osteonb.evaluation.predictions import _average_seeds  # noqa: F401
 
 bootstrap_weights = _bootstrap_weights
 point_metrics = _point_metrics
-safe_divide = _safe_divide
 select_test_rows = _select_test_rows
 weighted_metrics = _weighted_metrics

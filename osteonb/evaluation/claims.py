@@ -225,7 +225,7 @@ def _decide_claim(
         return "contradicted"
     return "cannot be decided"
 
-# %% ../../nbs/evaluation/06_claims.ipynb #9f158de1
+# %% ../../nbs/evaluation/06_claims.ipynb #0a2de461
 _CLAIM_COLUMNS = [
     *("comparison", "metric", "difference"),
     *("slide_low", "slide_high", "patient_low", "patient_high", "p_slide"),
@@ -263,7 +263,7 @@ def _verdict_reason(
     p = f"p {row.p_holm:.3f} after Holm over {n_tests}"
     return f"{row.difference:+.3f}, {slides}, {patients}, {p}"
 
-
+# %% ../../nbs/evaluation/06_claims.ipynb #9028deb9
 def _decide_claims(
     differences: pd.DataFrame,  # of `_planned_differences`
     pairs: dict,  # `radiomics`, `hierarchical` -> the pair of variants that stands for it

@@ -296,9 +296,6 @@ def evaluate(
         rows += [dict(scope=scope, metric=name, **metrics[name]._asdict()) for name in names]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/01_metrics.ipynb #e88c0fc9
+# %% ../../nbs/evaluation/01_metrics.ipynb #0e263c60
 # former names, until the folders above have switched
 from osteonb.evaluation.predictions import predicted_scope
-
-SCOPES = _SCOPES
-missing_head_reason = _missing_head_reason

@@ -64,7 +64,7 @@ def predicted_scope(
     wanted = "all three, p_non_tumor alone, or p_non_viable and p_viable"
     raise InputError(f"predictions: only {got}; wanted {wanted}")
 
-# %% ../../nbs/evaluation/00a_predictions.ipynb #d74ebf5a
+# %% ../../nbs/evaluation/00a_predictions.ipynb #650846b9
 def _check_values(
     predictions: pd.DataFrame,  # with all columns
 ) -> None:
@@ -98,7 +98,7 @@ def _check_probabilities(
         is_off = (p.sum(axis=1) - 1).abs() > 1e-6
         _raise_for_rows(predictions, is_off, "probabilities that do not sum to one")
 
-
+# %% ../../nbs/evaluation/00a_predictions.ipynb #9cae236e
 def check_predictions(
     predictions: pd.DataFrame,  # indexed by tile
 ) -> None:

@@ -75,7 +75,7 @@ def _placements(
     of_positives = _ranks_among(score[target], negative)
     return of_positives, 1 - _ranks_among(score[~target], positive)
 
-# %% ../../nbs/evaluation/04_significance.ipynb #ab187ce8
+# %% ../../nbs/evaluation/04_significance.ipynb #28725ecf
 class _DeLongResult(NamedTuple):
     "Hold two models' AUCs on the same tiles, and their test."
 
@@ -94,7 +94,7 @@ def _placement_variance(
     "Return the variance of the mean placement, which is the AUC."
     return sum(np.var(values, ddof=1) / len(values) for values in placements)
 
-
+# %% ../../nbs/evaluation/04_significance.ipynb #b35d6369
 def _check_pairs(
     y: np.ndarray,  # (tiles,) booleans
     a: np.ndarray,  # scores

@@ -28,7 +28,7 @@ from osteonb.evaluation.calibration import (
     fit_temperatures,
     reliability_curve,
 )
-from ..evaluation.claims import GAP_COMPARISON, iterate_variants
+from ..evaluation.claims import GAP_COMPARISON, variant_predictions
 from ..evaluation.metrics import evaluate, roc_points
 from ..evaluation.predictions import scope_as_binary
 from ..evaluation.significance import compare, holm_adjust
@@ -82,7 +82,7 @@ def _example_tiles(
 
 def _example_features(
     tiles: pd.DataFrame,  # indexed by tile, with `label`
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # that the numbers are drawn from
 ) -> pd.DataFrame:  # same index, eight features; the last is constant
     "Draw features that differ between the classes."
     n = len(tiles)
@@ -102,7 +102,7 @@ def _example_features(
 
 # %% ../../nbs/reports/07_fixtures.ipynb #71ed54b6
 def _example_history(
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # that the numbers are drawn from
 ) -> pd.DataFrame:  # a row for each of 25 epochs, as `fit` writes it
     "Draw the history of one training."
     epochs = np.arange(25)
@@ -125,7 +125,7 @@ def _example_history(
 
 def _example_predictions(
     tiles: pd.DataFrame,  # indexed by tile: `patient, slide, label`
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # that the numbers are drawn from
     strength: float = 0.8,  # how far the true class is favored
     gate: bool = True,  # whether the model has a gate
 ) -> pd.DataFrame:  # same index, without `fold` and `part`
@@ -176,8 +176,8 @@ def _grid_run_answers(
     variant: str,  # of `_VARIANT_SETTINGS`
     split: str,  # `patient` or `tile`
     fold: str,  # a patient, or "1" to "5"
-    seed: int,
-    rng: np.random.Generator,
+    seed: int,  # of the grid run
+    rng: np.random.Generator,  # that the numbers are drawn from
 ) -> pd.DataFrame:  # predictions of test tiles and of a quarter of the others
     "Draw the predictions of one grid run."
     number = np.arange(len(tiles))
@@ -201,9 +201,9 @@ def _grid_run_answers(
 def _grid_run_history(
     variant: str,  # of `_VARIANT_SETTINGS`
     split: str,  # `patient` or `tile`
-    fold: str,
-    seed: int,
-    rng: np.random.Generator,
+    fold: str,  # a patient, or "1" to "5"
+    seed: int,  # of the grid run
+    rng: np.random.Generator,  # that the numbers are drawn from
 ) -> pd.DataFrame:  # a row for each epoch
     "Draw the history of one grid run; a flat head has no weights."
     epochs = np.arange(int(rng.integers(12, 30)))
@@ -348,7 +348,7 @@ def _example_claims(
 # %% ../../nbs/reports/07_fixtures.ipynb #f27e2198
 def _roc_table(
     table: pd.DataFrame,  # predictions of one variant
-    task: str,
+    task: str,  # one of the two tasks
 ) -> pd.DataFrame:  # `specificity, sensitivity, auc`
     "Return the points of a ROC curve beside its area."
     test = scope_as_binary(table[table.part == "test"], task)
@@ -454,6 +454,18 @@ def _prediction_tables(
     }
 
 
+def _mean_predictions(
+    predictions: pd.DataFrame,  # of all grid runs
+    folds: dict,  # split -> names of its folds
+) -> dict:  # (variant, split) -> predictions, seeds averaged
+    "Average the seeds of each variant and split."
+    by_split = {split: variant_predictions(predictions, split) for split in folds}
+    mean = {}
+    for variant, split in product(_VARIANT_SETTINGS, folds):
+        mean[variant, split] = by_split[split][variant].drop(columns="variant")
+    return mean
+
+
 def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     "Make up the tables of a grid on a synthetic cohort."
     rng = np.random.default_rng(0)
@@ -466,7 +478,7 @@ def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     variants = pd.Series(_VARIANT_CHANGES, name="changed").rename_axis("variant").to_frame()
     tables = {"tiles.parquet": tiles, "excluded.csv": excluded, "predictions.parquet": predictions}
     tables |= _variant_tables(variants, folds, lost)
-    tables |= _prediction_tables(iterate_variants(predictions))
+    tables |= _prediction_tables(_mean_predictions(predictions, folds))
     tables["history.csv"] = pd.concat(
         [_grid_run_history(*run, rng) for run in trained], ignore_index=True
     )
