@@ -198,7 +198,3 @@ def _plot_entanglement(
         baseline = Line2D([], [], color="black", lw=2.4, label="baseline")
         fig.legend(handles=[baseline], loc="outside upper right", frameon=False)
     return fig
-
-# %% ../../../nbs/reports/grid/05_error_figures.ipynb #1262a4f9
-# former names, until the studies have switched
-plot_mistakes = _plot_mistakes

@@ -227,7 +227,3 @@ def plot_gap(
             handles.append(Line2D([], [], label=label, **look))
         fig.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return fig
-
-# %% ../../../nbs/reports/grid/02_metric_figures.ipynb #c72e7932
-# former names, until the studies have switched
-plot_variants = _plot_variants

@@ -204,8 +204,3 @@ def _plot_gates(
         handles = [Patch(color=COLORS[c], label=TITLES[c]) for c in CLASSES]
         fig.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     return fig
-
-# %% ../../../nbs/reports/grid/04_training_figures.ipynb #1dd5f69e
-# former names, until the studies have switched
-plot_gates = _plot_gates
-plot_trajectories = _plot_trajectories
