@@ -51,6 +51,7 @@ QUALIFIERS = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")  # `torch.` in `t
 ADDRESS = re.compile(r"<(?:function|class) '?([\w.]+)'?(?: at \w+)?>")  # `<function relu at 0x7f..>`
 RUN_NOTHING = "---\nskip_showdoc: true\n---"  # front matter that nbdev understands
 EXPORTS = {"export", "exports", "exporti"}
+METHODS = (FunctionType, classmethod, staticmethod, property, cached_property)
 MAX_OPEN_LINES = 12  # longer constants are folded
 
 
@@ -252,28 +253,37 @@ def file_link(
 
 def has_entry(
     anchor: str,  # of nbdev's link, `#run.path_of`
+    module: str,  # that the name is exported to
 ) -> bool:
-    "Return whether a name has an entry on its page; private names have none."
-    return not any(part.startswith("_") for part in anchor.removeprefix("#").split("."))
+    "Return whether a name has an entry on its page; private names and those of an `exporti` cell have none."
+    name, *members = anchor.removeprefix("#").split(".")
+    public = {known.lower() for known in importlib.import_module(module).__all__}
+    return name in public and not any(member.startswith("_") for member in members)
 
 
 def name_link(
     match: re.Match,  # a `word` in backticks with nbdev's link to a `path` and an `anchor`
     page: Page,  # that holds it
+    pages: dict[str, Page],  # by notebook
 ) -> str:
-    """Return the link inside the site, or the word alone where it is private, or where it is more likely a column
+    """Return the link inside the site, or the word alone where it has no entry, or where it is more likely a column
     or a setting with the name of a function of another module."""
     shown = match["word"]
     word = shown.removesuffix("()")
-    if not has_entry(match["anchor"]):
-        return f"`{shown}`"
     if page.module:
         names = vars(importlib.import_module(page.module))
-        if getattr(names.get(word), "__module__", "") == page.module:
-            return f"[`{shown}`](#{word.lower()})"  # nbdev links to the first chapter with this name
+        if (
+            getattr(names.get(word), "__module__", "") == page.module
+        ):  # nbdev links to the first chapter with it
+            anchor = f"#{word.lower()}"
+            return f"[`{shown}`]({anchor})" if has_entry(anchor, page.module) else f"`{shown}`"
         if word.isalpha() and word.islower() and word not in names:
             return f"`{shown}`"
-    return f"[`{shown}`]({relative_link(match['path'] + '.md', page)}{match['anchor']})"
+    path = match["path"] + ".md"
+    modules = [other.module for other in pages.values() if other.path == path]
+    if not modules or not has_entry(match["anchor"], modules[0]):
+        return f"`{shown}`"
+    return f"[`{shown}`]({relative_link(path, page)}{match['anchor']})"
 
 
 def resolve_links(
@@ -292,7 +302,7 @@ def resolve_links(
     site = re.escape(settings["doc_host"] + settings["doc_baseurl"])
     target = rf"{site}/(?P<path>[^)#]+)\.html(?P<anchor>#[^)]+)"
     text = LINK.sub(replace_file, text)
-    return re.sub(rf"\[`(?P<word>[^`]+)`\]\({target}\)", lambda match: name_link(match, page), text)
+    return re.sub(rf"\[`(?P<word>[^`]+)`\]\({target}\)", lambda match: name_link(match, page, pages), text)
 
 
 # The entry of a public name
@@ -381,11 +391,11 @@ def method_table(
     "Return the public methods of a class as a markdown table, each with the anchor that nbdev links to."
     rows = []
     for name, method in vars(thing).items():
-        if name.startswith("_") or not isinstance(method, FunctionType | property | cached_property):
+        if name.startswith("_") or not isinstance(method, METHODS):
             continue
         if method.__doc__:
             anchor = f"{thing.__name__}.{name}".lower()
-            brackets = "()" if callable(method) else ""
+            brackets = "" if isinstance(method, property | cached_property) else "()"
             rows.append([f'<code id="{anchor}">{name}{brackets}</code>', one_line(method.__doc__)])
     return markdown_table(["method", ""], rows)
 
