@@ -13,9 +13,9 @@ from osteonb.cli import (  # noqa: F401  each registers its subcommands
     run_commands,
     slide_commands,
 )
-from .app import app
+from .app import _app
 
 # %% ../../nbs/cli/07_main.ipynb #6635d09b
 def main() -> None:
     "Run the command that `sys.argv` holds."
-    app()
+    _app()
