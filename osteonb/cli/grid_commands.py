@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/04_grid_commands.ipynb #3739a3dc
+# %% ../../nbs/cli/04_grid_commands.ipynb #6b48fb0d
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,13 +66,13 @@ def _experiment(
     _print_grid(page.parent)
     typer.echo(f"\nReport: {page}")
 
-# %% ../../nbs/cli/04_grid_commands.ipynb #c09d6522
+# %% ../../nbs/cli/04_grid_commands.ipynb #86af4dc4
 def _benchmark_config(
     backbone: str,
     image_size: int,  # pixels
     precision: str,  # `fp32`, `bf16` or `auto`
     compile_backbone: bool,
-) -> "Config":
+) -> Any:  # a `Config`
     "Return the configuration of a benchmark: random weights, and the precision asked for."
     from osteonb.core.config import configure
 

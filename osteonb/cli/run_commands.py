@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/03_run_commands.ipynb #8f4de445
+# %% ../../nbs/cli/03_run_commands.ipynb #22894b28
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,9 +29,9 @@ from osteonb.cli.app import (
 )
 from ..core.errors import InputError
 
-# %% ../../nbs/cli/03_run_commands.ipynb #6a1e2130
+# %% ../../nbs/cli/03_run_commands.ipynb #4dfdaeaf
 def _print_results(
-    metrics: "pd.DataFrame",  # of `evaluate`
+    metrics: Any,  # a table, of `evaluate`
     run_folder: Path,
 ) -> None:
     "Print the headline metrics and where the report is."

@@ -36,7 +36,9 @@ class _Grid:
     variants: dict  # name -> settings that differ from `base`, the reference among them
     reference: str  # the variant that others are compared with
     comparisons: list  # pairs of variants; the first is compared with the second
-    claims: dict  # `radiomics`, `hierarchical` -> the pair of variants that tests a claim of the paper
+    claims: (
+        dict  # `radiomics`, `hierarchical` -> the pair of variants that tests a claim of the paper
+    )
     # name of a variant that chooses inside the training patients -> its settings to choose from,
     # from the most restrained to the freest
     candidates: dict

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/experiments/03_grid_plan.ipynb #0bbc78b2
+# %% ../../nbs/experiments/03_grid_plan.ipynb #ad62a4db
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pandas as pd
 
 from ..core.config import Config
 from ..core.errors import InputError
-from ..core.files import contains_files, json_digest, write_table
+from ..core.files import atomic_write, contains_files, json_digest, write_table
 from ..core.labels import HEADS, TASKS, TITLES
 from ..data.splits import find_untrainable_tasks, leave_one_patient_out, random_tile_folds
 from .grid import _SPLITS, _Grid, _variant_configs
@@ -109,6 +111,20 @@ def _open_grid_folder(
     _check_same_tiles(folder.table("tiles"), tiles)
     write_table(tiles, folder.table("tiles"))
     write_table(excluded, folder.table("excluded"))
+
+# %% ../../nbs/experiments/03_grid_plan.ipynb #a6aab065
+def _link_file(
+    source: Path,  # a file of the grid
+    target: Path,  # its name in a run folder
+) -> None:
+    "Give a file a second name, or copy it where the disk has no links."
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        with atomic_write(target) as part:
+            shutil.copyfile(source, part)
 
 # %% ../../nbs/experiments/03_grid_plan.ipynb #c113e53d
 _KEYS = ["variant", "split", "fold", "seed"]  # columns that name a grid run

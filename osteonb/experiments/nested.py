@@ -15,13 +15,7 @@ from ..core.config import Config
 from ..core.errors import InputError
 from ..core.labels import CLASSES
 from ..data.splits import slide_folds
-from osteonb.evaluation.bootstrap import (
-    bootstrap_weights,
-    point_metrics,
-    select_test_rows,
-    weighted_metrics,
-)
-from ..evaluation.metrics import predicted_scope
+from ..evaluation.bootstrap import score_with_standard_error
 from ..models.baseline import predict_baseline
 from ..models.fusion import TrainedModel
 from ..models.prediction import predict
@@ -84,13 +78,7 @@ def _inner_score(
     for fold in inner:
         some = tiles.loc[fold.index]
         predictions.append(_fit_predict(config, some, fold, features, None, cache_dir)[0])
-    test = select_test_rows(pd.concat(predictions))
-    scope = predicted_scope(test)
-    metric = (scope, "f1_macro" if scope == "classes" else "roc_auc")
-    weights = bootstrap_weights(test, "slide", _N_DRAWS, config.training.seed)
-    draws = weighted_metrics(test, weights)[metric]
-    score = point_metrics(test).set_index(["scope", "metric"]).value[metric]
-    return float(score), float(draws.std())
+    return score_with_standard_error(pd.concat(predictions), _N_DRAWS, config.training.seed)
 
 # %% ../../nbs/experiments/04_nested.ipynb #cfc8ea8a
 def _candidate_names(

@@ -40,7 +40,9 @@ def validate_run(
     n_processes = config.training.devices * config.training.num_nodes
     if n_processes > 1 and not training_only and detect_launcher():
         reason = "several processes were started, and one process predicts and reports a run"
-        fix = "let them call `osteonb train`, then call `osteonb predict` and `osteonb evaluate` once"
+        fix = (
+            "let them call `osteonb train`, then call `osteonb predict` and `osteonb evaluate` once"
+        )
         raise InputError(f"{reason}; {fix}")
     radiomics = config.radiomics
     feature_names(radiomics.channels, radiomics.masks, radiomics.feature_classes)

@@ -24,7 +24,7 @@ from ..core.errors import InputError, unknown_name_error
 from ..core.files import json_digest
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS, TITLES
 from ..core.runs import Run
-from ..evaluation.metrics import scope_sides
+from ..evaluation.predictions import scope_sides
 from ..experiments.pipeline import compute_run_features, predict_tiles, read_unseen_tiles
 from .attribution import _EndToEndModel, _import_captum, _tasks_of_head
 from .checks import masking_check

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.config import Config
 from ..core.labels import TITLES
-from ..evaluation.metrics import scope_sides
+from ..evaluation.predictions import scope_sides
 from osteonb.explain.figures import (
     _Explanation,
     _largest_contributions,

@@ -149,8 +149,6 @@ class Backbone(nn.Module):
         x = image.float() / 255 if image.dtype == torch.uint8 else image
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    normalised = normalize  # name of version 0.1
-
     @property
     def digest(self) -> str:  # 16 hexadecimal digits
         "Return a digest of the weights as they are now."

@@ -24,7 +24,7 @@ from ..core.runs import Run
 from ..core.runtime import import_optional
 from .checkpoint import load_model
 from .fusion import TrainedModel
-from .loss import logits_to_probabilities
+from .loss import _logits_to_probabilities
 
 # %% ../../nbs/models/12_export.ipynb #7501645c
 class _ExportableModel(nn.Module):
@@ -61,7 +61,7 @@ class _ExportableModel(nn.Module):
         if radiomics is not None:
             scaled = (radiomics.double() - self.mean) / self.std
             scaled = torch.nan_to_num(scaled, nan=0.0).float()
-        return logits_to_probabilities(self.net.answer(embedding, scaled).logits).float()
+        return _logits_to_probabilities(self.net.answer(embedding, scaled).logits).float()
 
 # %% ../../nbs/models/12_export.ipynb #beae9df6
 _TOLERANCE = 1e-4  # largest accepted difference of a probability

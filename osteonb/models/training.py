@@ -30,7 +30,6 @@ from tqdm import tqdm
 from ..core.config import Config
 from ..core.errors import InputError
 from ..core.files import atomic_write
-from ..core.labels import CLASSES
 from ..core.runtime import set_seed
 from .backbone import make_backbone
 from .batches import _add_feature_noise, _augmented, make_dataset, make_loader
@@ -39,13 +38,13 @@ from osteonb.models.loss import (
     HierarchicalLoss,
     _make_loss,
     _tile_weights,
-    logits_to_probabilities,
+    _logits_to_probabilities,
 )
 from .scaling import fit_scaler
 
 # %% ../../nbs/models/08_training.ipynb #74f2ddc8
 def _selection_auc(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `logits_to_probabilities` gives them
+    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
 ) -> float:  # in [0, 1]; `NaN` where no question has both answers among the tiles
     "Return the mean AUC over the questions that the head answers and the tiles can decide."
@@ -63,7 +62,7 @@ _TIE_TOLERANCE = 1e-6  # factor of the log loss in the score
 
 
 def _selection_log_loss(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `logits_to_probabilities` gives them
+    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
 ) -> float:
     "Return the log loss over the tiles that the head's questions concern."
@@ -76,7 +75,7 @@ def _selection_log_loss(
 
 
 def _selection_score(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `logits_to_probabilities` gives them
+    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
 ) -> dict[str, float]:  # `valid_auc`, `valid_log_loss`, and the `valid_score` that decides
     "Score an epoch by its AUC, and by its log loss between equal AUCs."
@@ -94,10 +93,8 @@ def _callback_states(
     checkpoint: dict[str, Any],  # as Lightning writes it
 ) -> dict[str, dict]:  # key -> state
     "Return the callbacks' states under today's keys."
-    states = {}
-    for key, state in checkpoint["callbacks"].items():
-        states[_OLD_STATE_KEYS.get(key.split("{")[0], key)] = state
-    return states
+    states = checkpoint["callbacks"]
+    return {_OLD_STATE_KEYS.get(key.split("{")[0], key): state for key, state in states.items()}
 
 
 class Learner(L.LightningModule):
@@ -164,7 +161,7 @@ class Learner(L.LightningModule):
         "Return the probabilities of a batch: the AUC needs all of them at once."
         logits = self(batch).logits
         loss = self.loss(logits, batch["target"]).total.cpu()
-        p = logits_to_probabilities(logits).cpu()
+        p = _logits_to_probabilities(logits).cpu()
         return dict(p=p, target=batch["target"].cpu(), loss=loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -182,8 +179,7 @@ def _balance_row(
     row = {}
     lambdas, weights = balance.log_var.tolist(), balance.weights().tolist()
     for task, lam, weight in zip(balance.tasks, lambdas, weights):
-        row[f"lambda_{task}"] = lam
-        row[f"weight_{task}"] = weight
+        row |= {f"lambda_{task}": lam, f"weight_{task}": weight}
     return row
 
 
@@ -301,9 +297,8 @@ def is_worker_process(
     devices, num_nodes = config.training.devices, config.training.num_nodes
     launcher = detect_launcher() if devices * num_nodes > 1 else None
     if launcher is None and num_nodes > 1:
-        command = f"torchrun --nnodes {num_nodes} --nproc_per_node {devices}"
-        command += " --rdzv_backend c10d --rdzv_endpoint FIRST_MACHINE:29500"
-        command += " --no_python osteonb train …"
+        command = f"torchrun --nnodes {num_nodes} --nproc_per_node {devices} --rdzv_backend c10d"
+        command += " --rdzv_endpoint FIRST_MACHINE:29500 --no_python osteonb train …"
         problem = f"each of {num_nodes} machines has to start this command"
         raise InputError(f"setting 'num_nodes': {problem}; on each, {command}")
     if launcher and launcher.world_size() != devices * num_nodes:

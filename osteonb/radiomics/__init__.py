@@ -11,7 +11,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "descriptions": ["FEATURES", "PAPER_FEATURE_CLASSES", "feature_definition"],
+        "descriptions": ["FEATURES", "feature_definition"],
         "engines": ["ENGINES", "compute_features"],
         "extraction": ["check_feature_settings", "extract", "feature_names", "undefined_features"],
         "masks": ["MASKS", "channels_and_masks", "tissue_mask"],

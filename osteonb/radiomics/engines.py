@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, unknown_name_error
 from .binning import _discretize, _flatten_image
-from .descriptions import _TEXTURES, FEATURES, PAPER_FEATURE_CLASSES
+from .descriptions import _TEXTURES, FEATURES, _PAPER_FEATURE_CLASSES
 from .firstorder import _compute_firstorder, _count_gray_levels
 from .glcm import _compute_glcm
 from .ngtdm import _compute_ngtdm
@@ -50,7 +50,7 @@ def _compute_textures(
 
 # %% ../../nbs/radiomics/11_engines.ipynb #ab0ca832
 def _pyradiomics_extractor(
-    feature_classes: Iterable[str] = PAPER_FEATURE_CLASSES,  # of `FEATURES`, without objects
+    feature_classes: Iterable[str] = _PAPER_FEATURE_CLASSES,  # of `FEATURES`, without objects
     bin_width: float = 5,  # gray levels in a bin, above 0
     shift: float = 0,  # voxelArrayShift
 ) -> "RadiomicsFeatureExtractor":
@@ -230,7 +230,7 @@ def _check_engine_settings(
 def compute_features(
     values: np.ndarray,  # (H, W), uint8, one channel; hematoxylin for objects
     mask: np.ndarray,  # (H, W), bool, or whole numbers 0 and 1; that of nuclei for objects
-    feature_classes: tuple = PAPER_FEATURE_CLASSES,  # of `FEATURES`
+    feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
     shift: float = 0,  # PyRadiomics' voxelArrayShift
     engine: str = "exact",  # of `ENGINES`

@@ -21,7 +21,7 @@ from ..core.cache import compute_table_rows
 from ..core.errors import InputError
 from ..core.runtime import run_in_directory
 from ..data.images import read_tile
-from .descriptions import FEATURES, PAPER_FEATURE_CLASSES
+from .descriptions import FEATURES, _PAPER_FEATURE_CLASSES
 from osteonb.radiomics.engines import (
     _UNDEFINED_REASONS,
     ENGINES,
@@ -38,7 +38,7 @@ from .stain import _CHANNEL_DEFINITIONS, CHANNELS
 def check_feature_settings(
     channels: tuple = ("grey",),  # of `CHANNELS`
     masks: tuple = ("tile",),  # of `MASKS`
-    feature_classes: tuple = PAPER_FEATURE_CLASSES,  # of `FEATURES`
+    feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
 ) -> None:
@@ -76,7 +76,7 @@ def _group_columns(
 def feature_names(
     channels: tuple = ("grey",),  # of `CHANNELS`; anything else is an `InputError`
     masks: tuple = ("tile",),  # of `MASKS`; anything else is an `InputError`
-    feature_classes: tuple = PAPER_FEATURE_CLASSES,  # of `FEATURES`; else `InputError`
+    feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`; else `InputError`
 ) -> list[str]:  # such as `grey_tile_firstorder_Mean`
     "Return the columns of the table of features, in their order."
     check_feature_settings(channels, masks, feature_classes)
@@ -205,7 +205,7 @@ def extract(
     tiles: pd.DataFrame,  # indexed by tile, with `path` and `sha256`
     channels: tuple = ("grey",),  # of `CHANNELS`; the paper's
     masks: tuple = ("tile",),  # of `MASKS`; the paper's
-    feature_classes: tuple = PAPER_FEATURE_CLASSES,  # of `FEATURES`; the paper's
+    feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`; the paper's
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
     engine: str = "exact",  # of `ENGINES`
     cache_dir: str | Path | None = None,  # folder of cached values; None caches nothing

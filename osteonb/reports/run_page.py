@@ -96,7 +96,8 @@ def _learning_part(
     note: str,  # printed on the figure
 ) -> str:
     "Return the learning curves; the clamp belongs to weights that are learned as in the paper's code."
-    from osteonb.models.loss import WEIGHT_CLAMP  # here, since a page of a baseline needs no torch
+    # imported here, since a page of a baseline needs no torch
+    from osteonb.models.loss import WEIGHT_CLAMP
 
     clamp = None if config.training.task_weighting == "kendall" else WEIGHT_CLAMP
     figure = plot_learning_curves(history, note, clamp)

@@ -56,9 +56,7 @@ def _task_answers(
 
 def _find_mistakes(
     predictions: pd.DataFrame,  # of one variant, indexed by tile, seeds averaged
-) -> (
-    pd.DataFrame
-):  # indexed by tile: `true, called`, readable, and `p` of the true answer, ascending
+) -> pd.DataFrame:  # indexed by tile: `true, called`, and `p` of the true answer, ascending
     "Return the test tiles that were classified wrongly; raise `InputError` for several variants."
     if "variant" in predictions and predictions.variant.nunique() > 1:
         n = predictions.variant.nunique()

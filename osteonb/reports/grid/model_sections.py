@@ -134,9 +134,8 @@ def _balance_part(
     note: str,  # printed on the figure
 ) -> str:
     "Return the epochs of each variant and the trajectories of λ and weights, where there are any."
-    from osteonb.models.loss import (
-        WEIGHT_CLAMP,
-    )  # here, since a page without training needs no torch
+    # imported here, since a page of a grid without training needs no torch
+    from osteonb.models.loss import WEIGHT_CLAMP
 
     if not len(history):
         return _paragraph("No variant of this grid was trained by epochs.")

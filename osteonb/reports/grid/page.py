@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...evaluation.claims import variant_predictions
 from ..audit_page import _AUDIT_TABLES, _audit_sections
 from osteonb.reports.grid.model_sections import (
     _curves_section,
@@ -24,7 +25,6 @@ from osteonb.reports.grid.sections import (
     _differences_section,
     _gap_section,
     _grid_warnings,
-    _mean_answers,
     _results_section,
 )
 from .style import _variant_colors
@@ -82,7 +82,7 @@ def _grid_sections(
     note = _grid_note(grid)
     reference = grid["reference"]
     predictions = tables["predictions"]
-    mean = _mean_answers(predictions)
+    mean = variant_predictions(predictions)
     held_out = predictions.query("part == 'test' and split == 'patient'")
     n_patients = held_out.patient.nunique() or tables["tiles"].patient.nunique()
     colors = _variant_colors(tables["variants"].index)

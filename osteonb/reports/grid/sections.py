@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../../nbs/reports/grid/08_sections.ipynb #b5e0ad71
 import pandas as pd
 
-from ...evaluation.claims import GAP_COMPARISON, iterate_variants, split_by_scope
+from ...evaluation.claims import GAP_COMPARISON
 from ...evaluation.significance import smallest_sign_test_p
 from .error_figures import _plot_confusions
 from .metric_figures import _plot_variants, plot_forest, plot_gap
@@ -175,18 +175,6 @@ def _results_table(
         table["folds"] = folds.reindex(table.index).fillna("none").astype(str)
     return table
 
-# %% ../../../nbs/reports/grid/08_sections.ipynb #2c09c96b
-def _mean_answers(
-    predictions: pd.DataFrame,  # of a whole grid
-    split: str = "patient",  # `patient` or `tile`
-) -> dict[str, pd.DataFrame]:  # variant -> predictions of the folds that answer its widest question
-    "Return the predictions of each variant, with its seeds averaged."
-    answers = {}
-    for (name, _), rows in iterate_variants(predictions[predictions.split == split]).items():
-        scopes = split_by_scope(rows)
-        answers[name] = next(table for table in scopes.values() if len(table)).assign(variant=name)
-    return answers
-
 # %% ../../../nbs/reports/grid/08_sections.ipynb #82faaa8a
 _HELD_OUT_TITLE = "Results on held-out patients"
 
@@ -207,7 +195,7 @@ def _results_text(
 
 def _results_figures(
     tables: dict[str, pd.DataFrame],  # `variants, metrics`
-    mean: dict[str, pd.DataFrame],  # of `_mean_answers`
+    mean: dict[str, pd.DataFrame],  # of `variant_predictions`
     reference: str,  # drawn first
     note: str,  # printed on figures
 ) -> list[str]:  # HTML
@@ -227,7 +215,7 @@ def _results_figures(
 def _results_section(
     grid: dict,  # `level, draws, reference`
     tables: dict[str, pd.DataFrame],  # `variants, metrics, tiles`
-    mean: dict[str, pd.DataFrame],  # of `_mean_answers`
+    mean: dict[str, pd.DataFrame],  # of `variant_predictions`
     note: str = "",  # printed on figures
 ) -> str:
     "Return the section of all variants, each metric with both intervals, and the confusion matrices."

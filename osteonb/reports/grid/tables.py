@@ -69,9 +69,7 @@ def _read_optional_table(
 # %% ../../../nbs/reports/grid/06_tables.ipynb #f59049a2
 def _read_grid_tables(
     folder: str | Path,  # as `run_grid` leaves it
-) -> tuple[
-    dict, dict[str, pd.DataFrame]
-]:  # `grid.json`; name -> table, the audit's as `audit/<name>`
+) -> tuple[dict, dict]:  # `grid.json`; name -> table, the audit's as `audit/<name>`
     "Read a grid folder; raise `InputError` where a required table is missing."
     folder = Path(folder)
     grid = read_json(folder / "grid.json")
