@@ -1,5 +1,12 @@
-"""The docs site as a reader meets it: built once, served from this machine alone, every page opened in a browser."""
-import os, re, shutil, subprocess, sys, threading
+"""The docs site as a reader sees it: built once, served from this machine alone, every page opened in a browser."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -7,52 +14,77 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-for needed in ("playwright", "material", "latex2mathml"): pytest.importorskip(needed, reason=f"{needed} is missing: pip install -e '.[dev,docs]'")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if not BROWSER: pytest.skip("no Chromium on the PATH: the site is neither built nor opened", allow_module_level=True)
+for package in ("playwright", "material", "latex2mathml"):
+    pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[dev,docs]'")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+if not BROWSER:
+    pytest.skip("no Chromium on the PATH: the site is neither built nor opened", allow_module_level=True)
 
 import yaml
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-PHONE, DESK = dict(width=390, height=800), dict(width=1400, height=900)
-LOOK = """() => {
-    const all = (what) => [...document.querySelectorAll(what)], prose = document.querySelector('article').cloneNode(true)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = {"width": 390, "height": 800}
+DESKTOP = {"width": 1400, "height": 900}
+READ_PAGE = """() => {
+    const all = (selector) => [...document.querySelectorAll(selector)]
+    const prose = document.querySelector('article').cloneNode(true)
     prose.querySelectorAll('pre, code, script').forEach(e => e.remove())
     return {
-        links: all('a[href]').map(a => a.href), ids: all('[id]').map(e => e.id), prose: prose.textContent, width: document.scrollingElement.scrollWidth,
-        exported: all('h3.exported').map(e => e.id), signatures: all('h3.exported + p + .highlight').length, sources: all('a.source').map(a => a.href),
-        formulas: all('math').map(e => e.getBoundingClientRect()).map(r => r.width * r.height), figures: all('article img').map(i => i.naturalWidth),
-        code: all('article pre code').map(e => e.textContent)
-    }}"""
+        links: all('a[href]').map(a => a.href),
+        ids: all('[id]').map(e => e.id),
+        prose: prose.textContent,
+        width: document.scrollingElement.scrollWidth,
+        exported: all('h3.exported').map(e => e.id),
+        signatures: all('h3.exported + p + .highlight').length,
+        sources: all('a.source').map(a => a.href),
+        formulas: all('math').map(e => e.getBoundingClientRect()).map(r => r.width * r.height),
+        figures: all('article img').map(i => i.naturalWidth),
+        code: all('article pre code').map(e => e.textContent),
+    }
+}"""
+WIDE_CODE = """() => [...document.querySelectorAll('article .highlight code')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
 
 
-class Silent(SimpleHTTPRequestHandler):
-    "A file server that does not report."
-    def log_message(self, *words): pass
+class SilentHandler(SimpleHTTPRequestHandler):
+    "A file server that logs nothing."
+
+    def log_message(self, *args):
+        pass
 
 
-def tracked():
-    "What git would call changed, and how."
-    return [subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout for words in (["status", "--porcelain"], ["diff"])]
+def git_state() -> list[str]:
+    "Return the changed files and their differences."
+    commands = [["git", "status", "--porcelain"], ["git", "diff"]]
+    return [subprocess.run(c, cwd=ROOT, capture_output=True, text=True).stdout for c in commands]
 
 
 @pytest.fixture(scope="session")
 def built():
-    "The site's folder, and the tracked files before and after."
-    before = tracked()
+    "The site's folder, and the state of the checkout before and after."
+    before = git_state()
     done = subprocess.run([sys.executable, "tools/docs.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT/"_docs", before, tracked()
+    return ROOT / "_docs", before, git_state()
 
 
 @pytest.fixture(scope="session")
 def address(built, tmp_path_factory):
-    "Where the site is served, below a path of its own as on its host."
+    "The address of the site, below a path of its own as on its host."
     host = tmp_path_factory.mktemp("host")
-    (host/"osteonb").symlink_to(built[0])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=host))
+    (host / "osteonb").symlink_to(built[0])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SilentHandler, directory=host))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/osteonb/"
     server.shutdown()
@@ -60,108 +92,209 @@ def address(built, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser():
-    with sync_playwright() as play: yield play.chromium.launch(executable_path=BROWSER, args=QUIET)
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
 
 
 @pytest.fixture(scope="session")
 def pages(built, address, browser):
-    "What there is to see on each page, opened once on a phone."
-    seen, tab, said, asked = {}, browser.new_page(viewport=PHONE), [], []
-    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
+    "What each page holds, opened once on a phone, with its messages and the addresses that it loads."
+    found = {}
+    messages = []
+    requests = []
+    tab = browser.new_page(viewport=PHONE)
+    tab.on("console", lambda m: messages.append(m.text) if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
     for file in sorted(built[0].rglob("*.html")):
-        said.clear(), asked.clear()
-        tab.goto(address + file.relative_to(built[0]).as_posix(), wait_until="load")
-        seen[file.relative_to(built[0]).as_posix()] = tab.evaluate(LOOK) | dict(said=said[:], asked=asked[:])
+        messages.clear()
+        requests.clear()
+        name = file.relative_to(built[0]).as_posix()
+        tab.goto(address + name, wait_until="load")
+        found[name] = tab.evaluate(READ_PAGE)
+        found[name] |= {"messages": messages[:], "requests": requests[:]}
     tab.close()
-    return seen
+    return found
 
 
-def sidebar():
-    "Sections and their notebooks."
-    entries = yaml.safe_load((ROOT/"nbs"/"sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    return {e["section"]: e["contents"] for e in entries}
+def flatten(entries: list) -> list[str]:
+    "Return the notebooks of a section and of the sections in it."
+    names = []
+    for entry in entries:
+        names += [entry] if isinstance(entry, str) else flatten(entry["contents"])
+    return names
 
 
-def named(notebook):
-    "A notebook's address in the site, as nbdev makes it."
+def sidebar() -> dict[str, list[str]]:
+    "Return the notebooks of each section."
+    text = (ROOT / "nbs" / "sidebar.yml").read_text()
+    entries = yaml.safe_load(text)["website"]["sidebar"]["contents"]
+    return {entry["section"]: flatten(entry["contents"]) for entry in entries}
+
+
+def listed() -> list[str]:
+    "Return the notebooks of all sections."
+    return [name for names in sidebar().values() for name in names]
+
+
+def page_name(notebook: str) -> str:
+    "Return a notebook's address in the site, as nbdev makes it."
     folder, _, name = notebook.rpartition("/")
-    return f"{folder}/".lstrip("/") + re.sub(r"^\d+[a-z]?_", "", name).replace(".ipynb", ".html")
+    page = re.sub(r"^\d+[a-z]?_", "", name).replace(".ipynb", ".html")
+    return f"{folder}/{page}".lstrip("/")
 
 
-def wrong(pages, key, bad):
-    "Pages with what is bad on them."
-    return {page: found for page, facts in pages.items() if (found := bad(facts[key]))}
+def wrong(pages, key, find) -> dict[str, list]:
+    "Return the pages where `find` returns something of `key`."
+    return {page: found for page, facts in pages.items() if (found := find(facts[key]))}
 
 
-def test_building_changes_no_tracked_file(built): assert built[1] == built[2]
+def public_names() -> set[tuple[str, str]]:
+    "Return module and name of everything public: as listed, or from each module's `__all__`."
+    file = ROOT / "tests" / "public_names.txt"
+    if file.exists():
+        return {tuple(line.split()) for line in file.read_text().splitlines() if line.strip()}
+    found = set()
+    for path in (ROOT / "osteonb").rglob("*.py"):
+        module = path.relative_to(ROOT / "osteonb").as_posix()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                found |= {(module, name) for name in ast.literal_eval(node.value)}
+    return found
+
+
+def test_building_changes_no_tracked_file(built):
+    assert built[1] == built[2]
 
 
 def test_every_notebook_is_in_the_sidebar():
-    names = [p.relative_to(ROOT/"nbs") for p in (ROOT/"nbs").rglob("*.ipynb")]
-    there = {name.as_posix() for name in names if not any(part[0] in "._" for part in name.parts)}   # a draft begins with an underscore
-    listed = [n for names in sidebar().values() for n in names]
-    assert not there ^ set(listed) and len(listed) == len(there)
+    names = [path.relative_to(ROOT / "nbs") for path in (ROOT / "nbs").rglob("*.ipynb")]
+    # a draft begins with an underscore
+    expected = [name.as_posix() for name in names if not any(part[0] in "._" for part in name.parts)]
+    assert sorted(listed()) == sorted(expected)
+
+
+def test_the_face_of_a_folder_comes_first():
+    for section, names in sidebar().items():
+        faces = [name for name in names if "/00_" in name]
+        assert not faces or faces == names[:1], section
 
 
 def test_the_sidebar_is_the_navigation(address, browser, pages):
-    tab = browser.new_page(viewport=DESK)
+    tab = browser.new_page(viewport=DESKTOP)
     tab.goto(address)
-    assert [t.strip() for t in tab.locator(".md-tabs__link").all_inner_texts()] == list(sidebar())
-    links = tab.locator(".md-nav--primary a.md-nav__link[href$='.html']").evaluate_all("links => links.map(a => a.href)")
+    sections = tab.locator(".md-sidebar--primary .md-nav[data-md-level='0'] > ul > li > label .md-ellipsis")
+    assert [title.strip() for title in sections.all_inner_texts()] == list(sidebar())
+    links = tab.locator(".md-nav--primary a.md-nav__link[href$='.html']")
+    links = links.evaluate_all("links => links.map(a => a.href)")
     order = list(dict.fromkeys(urldefrag(link)[0].removeprefix(address) for link in links))
-    assert order == [named(n) for names in sidebar().values() for n in names]
+    assert order == [page_name(name) for name in listed()]
     tab.close()
 
 
-def test_no_page_complains(pages): assert not wrong(pages, "said", list)
-def test_nothing_comes_from_elsewhere(pages, address): assert not wrong(pages, "asked", lambda urls: [u for u in urls if not u.startswith((address, "data:", "blob:"))])
-def test_no_page_is_wider_than_a_phone(pages): assert not wrong(pages, "width", lambda width: width > PHONE["width"])
-def test_figures_are_drawn(pages): assert sum(len(p["figures"]) for p in pages.values()) > 50 and not wrong(pages, "figures", lambda sizes: 0 in sizes)
-def test_no_directive_is_left(pages): assert not wrong(pages, "code", lambda cells: [c for c in cells if re.search(r"^#\s*\|", c, re.M) or "nbdev_export()" in c])
+def test_no_page_complains(pages):
+    assert not wrong(pages, "messages", list)
+
+
+def test_nothing_comes_from_elsewhere(pages, address):
+    allowed = (address, "data:", "blob:")
+    assert not wrong(pages, "requests", lambda urls: [url for url in urls if not url.startswith(allowed)])
+
+
+def test_no_page_is_wider_than_a_phone(pages):
+    assert not wrong(pages, "width", lambda width: width > PHONE["width"])
+
+
+def test_code_is_not_wider_than_its_block(address, browser, pages):
+    tab = browser.new_page(viewport=DESKTOP)
+    found = {}
+    for name in map(page_name, listed()):
+        tab.goto(address + name, wait_until="load")
+        if wide := tab.evaluate(WIDE_CODE):
+            found[name] = wide
+    tab.close()
+    assert not found
+
+
+def test_figures_are_drawn(pages):
+    assert sum(len(page["figures"]) for page in pages.values()) > 50
+    assert not wrong(pages, "figures", lambda widths: 0 in widths)
+
+
+def test_no_directive_is_left(pages):
+    def left(cells):
+        return [code for code in cells if re.search(r"^#\s*\|", code, re.M) or "nbdev_export()" in code]
+
+    assert not wrong(pages, "code", left)
 
 
 def test_formulas_are_drawn(pages):
-    assert len(pages["models/loss.html"]["formulas"]) > 3 and not wrong(pages, "formulas", lambda areas: [a for a in areas if not a])
+    assert len(pages["models/loss.html"]["formulas"]) > 3
+    assert not wrong(pages, "formulas", lambda areas: [area for area in areas if not area])
     assert not wrong(pages, "prose", lambda text: re.findall(r"\$\$|\\[a-z]{2,}\b.*", text))
 
 
 def test_no_link_inside_is_broken(pages, built, address):
-    def broken(link):
+    def is_broken(link):
         path, anchor = urldefrag(link)
         name = unquote(path.removeprefix(address)) or "index.html"
-        return not (built[0]/name).is_file() or bool(anchor) and name in pages and unquote(anchor) not in pages[name]["ids"]
-    assert not wrong(pages, "links", lambda links: [link for link in links if link.startswith(address) and broken(link)])
-    assert not wrong(pages, "links", lambda links: [link for link in links if re.search(r"osteonb\.github\.io/.*\.html|\.ipynb$", link) and "/blob/main/nbs/" not in link])
+        if not (built[0] / name).is_file():
+            return True
+        return bool(anchor) and name in pages and unquote(anchor) not in pages[name]["ids"]
+
+    def broken(links):
+        return [link for link in links if link.startswith(address) and is_broken(link)]
+
+    def leaves_the_site(links):
+        found = [link for link in links if re.search(r"osteonb\.github\.io/.*\.html|\.ipynb$", link)]
+        return [link for link in found if "/blob/main/nbs/" not in link]
+
+    assert not wrong(pages, "links", broken)
+    assert not wrong(pages, "links", leaves_the_site)
 
 
-def test_every_exported_name_is_documented(pages):
+def test_every_public_function_and_class_has_an_entry(pages):
     from osteonb._modidx import d
-    index = [(entry[0].partition("#"), name.rpartition(".")[0]) for module, names in d["syms"].items() for name, entry in names.items()]
-    public = {line.split()[1].lower() for line in (ROOT/"tests"/"public_names.txt").read_text().splitlines()}
-    names = {(page, anchor) for (page, _, anchor), _ in index if anchor in public}
-    assert len(names) > 130 and not [name for name in names if name[1] not in pages[name[0]]["exported"]]
-    assert not wrong(pages, "exported", lambda shown: [name for name in shown if name.startswith("_")])
-    for facts in pages.values(): assert len(facts["exported"]) == facts["signatures"] == len([s for s in facts["sources"] if re.search(r"/osteonb/[\w/]+\.py#L\d+$", s)])
+
+    names = {(f"osteonb/{module}", name) for module, name in public_names()}
+    expected = set()
+    for entries in d["syms"].values():
+        for dotted, (link, file) in entries.items():
+            page, _, anchor = link.partition("#")
+            if (file, dotted.rpartition(".")[2]) in names and "." not in anchor:
+                expected.add((page, anchor))
+    assert len(expected) > 100
+    assert not [(page, anchor) for page, anchor in expected if anchor not in pages[page]["exported"]]
+
+
+def test_an_entry_has_a_signature_and_its_source(pages):
+    assert not wrong(pages, "exported", lambda ids: [name for name in ids if name.startswith("_")])
+    for name, facts in pages.items():
+        sources = [s for s in facts["sources"] if re.search(r"/osteonb/[\w/]+\.py#L\d+$", s)]
+        assert len(facts["exported"]) == facts["signatures"] == len(sources), name
 
 
 def test_a_chapter_names_its_module_and_notebook(pages):
-    chapters = [name for names in sidebar().values() for name in names if name.split("/")[0] not in ("tutorials", "studies") and "/" in name]
+    folders = ("tutorials", "studies")
+    chapters = [name for name in listed() if "/" in name and name.split("/")[0] not in folders]
     assert len(chapters) > 60
     for name in chapters:
-        facts = pages[named(name)]
-        assert any(link.endswith(f"/blob/main/nbs/{name}") for link in facts["links"]), name
-        assert any(re.search(r"/blob/main/osteonb/[\w/]+\.py$", link) for link in facts["links"]), name
+        links = pages[page_name(name)]["links"]
+        assert any(link.endswith(f"/blob/main/nbs/{name}") for link in links), name
+        assert any(re.search(r"/blob/main/osteonb/[\w/]+\.py$", link) for link in links), name
 
 
 def test_the_front_page_is_light(pages, built, address):
-    files = [built[0]/(urldefrag(url)[0].split("?")[0].removeprefix(address) or "index.html") for url in pages["index.html"]["asked"] if url.startswith(address)]
-    assert sum(f.stat().st_size for f in files if "search" not in f.parts) < 1e6
+    size = 0
+    for url in pages["index.html"]["requests"]:
+        name = urldefrag(url)[0].split("?")[0].removeprefix(address) or "index.html"
+        if url.startswith(address) and "search" not in name.split("/"):
+            size += (built[0] / name).stat().st_size
+    assert 0 < size < 1e6
 
 
 def test_search_finds_a_class(address, browser):
-    tab = browser.new_page(viewport=DESK)
+    tab = browser.new_page(viewport=DESKTOP)
     tab.goto(address)
     tab.locator(".md-search__input").click()
     tab.locator(".md-search__input").press_sequentially("HierarchicalLoss")
@@ -171,19 +304,38 @@ def test_search_finds_a_class(address, browser):
     tab.close()
 
 
-@pytest.mark.parametrize("module, said", [
-    ("material", "material: not installed; pip install 'osteonb[dev,docs]'"),
-    ("nbconvert", "nbconvert: not installed; pip install 'osteonb[dev,docs]'"),
-])
-def test_what_is_missing_is_named(tmp_path, module, said):
-    (tmp_path/f"{module}.py").write_text(f"raise ImportError(name={module!r})")
-    done = subprocess.run([sys.executable, "tools/docs.py"], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(tmp_path)))
-    assert (done.returncode, done.stderr) == (1, said + "\n")
+@pytest.mark.parametrize("module", ["material", "nbconvert"])
+def test_a_missing_package_is_named(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(f"raise ImportError(name={module!r})")
+    done = subprocess.run(
+        [sys.executable, "tools/docs.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    message = f"{module}: not installed; pip install 'osteonb[dev,docs]'\n"
+    assert (done.returncode, done.stderr) == (1, message)
 
 
-def test_a_notebook_on_no_list_is_named(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT/"tools")
+def test_private_definitions_and_constants_are_shown(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
     import docs
-    (tmp_path/"01_new.ipynb").touch()
-    with pytest.raises(SystemExit, match="nbs/01_new.ipynb: no section of nbs/sidebar.yml names it"): docs.check_sidebar([], tmp_path)
-    with pytest.raises(SystemExit, match="names 02_gone.ipynb, which is not there"): docs.check_sidebar(["01_new.ipynb", "02_gone.ipynb"], tmp_path)
+
+    private = "#| export\ndef _half(x):\n    return x / 2"
+    shown = "#| exec_doc\n#| code-fold: true\n#| code-summary: _half\ndef _half(x):\n    return x / 2"
+    assert docs.show_private(private) == shown
+    assert docs.show_private("#| export\nSIDE_PX = 64") == "#| exec_doc\nSIDE_PX = 64"
+    for unchanged in ("#| export\ndef half(x): ...", "#| export\nimport os", "#| hide\nx = 1", "x = 1"):
+        assert docs.show_private(unchanged) == unchanged
+
+
+def test_a_notebook_that_is_not_listed_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import docs
+
+    (tmp_path / "01_new.ipynb").touch()
+    with pytest.raises(SystemExit, match="nbs/01_new.ipynb: not in nbs/sidebar.yml"):
+        docs.check_sidebar([], tmp_path)
+    with pytest.raises(SystemExit, match="lists 02_old.ipynb, which does not exist"):
+        docs.check_sidebar(["01_new.ipynb", "02_old.ipynb"], tmp_path)
