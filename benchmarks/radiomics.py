@@ -33,7 +33,7 @@ import torch
 
 from osteonb.core import InputError
 from osteonb.data.images import read_tile
-from osteonb.radiomics import FEATURES, PAPER_FEATURE_CLASSES, channels_and_masks, compute_features
+from osteonb.radiomics import FEATURES, channels_and_masks, compute_features
 from osteonb.radiomics.engines import _feature_differences
 from osteonb.synthetic import draw_tile
 
@@ -44,7 +44,8 @@ except ImportError:
 
 MASKS = ("tile", "tissue", "nuclei")
 TEXTURE_CLASSES = ("glcm", "glrlm", "glszm", "gldm", "ngtdm")
-FEATURE_SETS = {"29 features": PAPER_FEATURE_CLASSES, "75 textures": TEXTURE_CLASSES}
+PAPER_CLASSES = ("firstorder", "shape2D")
+FEATURE_SETS = {"29 features": PAPER_CLASSES, "75 textures": TEXTURE_CLASSES}
 BIN_WIDTH = 5  # gray levels
 SYNTHETIC_TILES = {
     "Case 901 A3-8844-18245": "Viable",
