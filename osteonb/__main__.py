@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/cli/08_dunder_main.ipynb #4ec9ccea
 import sys
 
-from .cli.main import main
+from .cli.entry import main
 
 # %% ../nbs/cli/08_dunder_main.ipynb #5322e5ff
 if sys.argv[0].endswith("__main__.py"):

@@ -25,7 +25,7 @@ head = "flat"
 """
 
 start = get_context("forkserver")      # children are forked from a process that has loaded the libraries, and begin within milliseconds
-start.set_forkserver_preload(["osteonb.experiments.grid_runs", "osteonb.slides.analysis", "osteonb.cli.main", "pytest"])
+start.set_forkserver_preload(["osteonb.experiments.grid_runs", "osteonb.slides.analysis", "osteonb.cli.entry", "pytest"])
 
 
 # Jobs. Each works in a folder of its own, keeps what later runs may use in `cache` below it, and has a whole result at its end.
@@ -291,7 +291,7 @@ def commanding(folder, words, limit=None, losing=None):
             return job(*args, **kwargs)
         setattr(module, name, lose)
     sys.argv = ["osteonb", *map(str, words)]
-    from osteonb.cli.main import main
+    from osteonb.cli.entry import main
     main()
 
 

@@ -11,7 +11,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "reader": ["Slide", "open_slide", "read_region"],
+        "reader": ["Slide", "open_slide"],
         "necrosis": ["huvos_grade", "necrosis_ratio"],
         "report": ["SlideResult"],
         "shift": ["calibrate_shift", "check_known_ratios"],

@@ -20,7 +20,7 @@ from PIL import Image
 from ..core.errors import InputError
 from ..core.runs import Run
 from ..radiomics.masks import tissue_mask
-from .reader import Slide, read_region
+from .reader import Slide, _read_region
 from ..synthetic.drawing import SYNTHETIC_TILE_UM
 
 # %% ../../nbs/slides/02_tiling.ipynb #b1c75324
@@ -84,7 +84,7 @@ def _read_overview(
         y, x = row * px_per_cell, column * px_per_cell
         height, width = rows * px_per_cell, columns * px_per_cell
         with suppress(InputError):  # a damaged field stays black
-            picture[y : y + height, x : x + width] = read_region(slide, *field, width, height)
+            picture[y : y + height, x : x + width] = _read_region(slide, *field, width, height)
     return picture
 
 
@@ -162,7 +162,7 @@ def _read_one_tile(
 ) -> tuple[io.BytesIO | None, str]:  # the file, and why there is none
     "Cut one tile out of a slide."
     try:
-        return _encode_tile(read_region(slide, x, y, side, side, size_px, size_px)), ""
+        return _encode_tile(_read_region(slide, x, y, side, side, size_px, size_px)), ""
     except InputError as e:
         return None, str(e).removeprefix(f"{slide.path}: ")
 

@@ -30,10 +30,6 @@ from ...evaluation.predictions import scope_as_binary
 from ...evaluation.significance import compare, holm_adjust
 from ...synthetic.cohort import SYNTHETIC_TEST_PATIENT
 from ...synthetic.fixtures import fixtures_dir, small_cohort
-from osteonb.reports.fixtures import (
-    _example_predictions,
-    _example_tiles,
-)
 
 # %% ../../../nbs/reports/grid/11_fixtures.ipynb #22ff3f79
 _REFERENCE = "fusion, hierarchical"
