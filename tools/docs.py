@@ -273,9 +273,8 @@ def name_link(
     if page.module:
         module = importlib.import_module(page.module)
         names = vars(module)
-        if (
-            getattr(names.get(word), "__module__", "") == page.module
-        ):  # nbdev links to the first chapter with it
+        # nbdev links to the first chapter with the name, even where this chapter has it too
+        if getattr(names.get(word), "__module__", "") == page.module:
             anchor = f"#{word.lower()}"
             return f"[`{shown}`]({anchor})" if has_entry(anchor, page.module) else f"`{shown}`"
         if word.isalpha() and word.islower() and word not in {*names, *module.__all__}:
