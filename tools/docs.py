@@ -271,13 +271,13 @@ def name_link(
     shown = match["word"]
     word = shown.removesuffix("()")
     if page.module:
-        names = vars(importlib.import_module(page.module))
-        if (
-            getattr(names.get(word), "__module__", "") == page.module
-        ):  # nbdev links to the first chapter with it
+        module = importlib.import_module(page.module)
+        names = vars(module)
+        # nbdev links to the first chapter with the name, even where this chapter has it too
+        if getattr(names.get(word), "__module__", "") == page.module:
             anchor = f"#{word.lower()}"
             return f"[`{shown}`]({anchor})" if has_entry(anchor, page.module) else f"`{shown}`"
-        if word.isalpha() and word.islower() and word not in names:
+        if word.isalpha() and word.islower() and word not in {*names, *module.__all__}:
             return f"`{shown}`"
     path = match["path"] + ".md"
     modules = [other.module for other in pages.values() if other.path == path]
