@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compare our radiomics with PyRadiomics and, where it is installed, with flash-radiomics.
 
-    python benchmarks/radiomics.py                     three synthetic tiles of 1024 pixels
-    python benchmarks/radiomics.py tile.jpg other.jpg  your tiles
+    python benchmarks/compare_radiomics.py                     three synthetic tiles of 1024 pixels
+    python benchmarks/compare_radiomics.py tile.jpg other.jpg  your tiles
 
 Every implementation measures the same arrays, on one thread of one process. For each mask and each
 set of features the script prints milliseconds per tile, the ratio to our time, and the largest
@@ -15,15 +15,11 @@ import io
 import logging
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-# this file would hide PyRadiomics, whose package is called `radiomics` too
-_HERE = Path(__file__).resolve().parent
-sys.path = [folder for folder in sys.path if Path(folder).resolve() != _HERE]
 os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported
 
 import numpy as np
