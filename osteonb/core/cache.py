@@ -28,12 +28,12 @@ def default_cache_dir() -> Path:  # `$OSTEONB_CACHE`, or `osteonb` in the user's
 
 # %% ../../nbs/core/06_cache.ipynb #f36dd97f
 class TileArrays:
-    "Give an array for each tile, from files that are mapped and not read, or from memory."
+    "Return the arrays of tiles by position, from memory-mapped files or from memory."
 
     def __init__(
         self,
-        parts: list,  # for each part a `.npy` file of the cache, or an array in memory
-        positions: np.ndarray,  # (tiles, 2) integers: number of the part, and row in it
+        parts: list,  # `.npy` files of the cache, or arrays in memory
+        positions: np.ndarray,  # (tiles, 2) integers: index of the tile's part in `parts`, and row in that part
     ) -> None:
         self.parts = parts
         self.positions = positions
@@ -44,15 +44,15 @@ class TileArrays:
     def __getitem__(
         self,
         at: list[int] | slice,  # positions of tiles
-    ) -> np.ndarray:  # (tiles asked for, …)
-        "Copy the arrays of some tiles."
+    ) -> np.ndarray:  # (selected tiles, …)
+        "Return a copy of the arrays of the selected tiles."
         opened = {number: self.part(number) for number in set(self.positions[at][:, 0])}
         return np.stack([opened[number][row] for number, row in self.positions[at]])
 
     def part(
         self,
-        number: int,  # of the part
-    ) -> np.ndarray:  # (rows, …), mapped where it is a file
+        number: int,  # index of the part in `parts`
+    ) -> np.ndarray:  # (rows, …), memory-mapped if the part is a file
         "Return the rows of one part without copying them."
         part = self.parts[number]
         return part if isinstance(part, np.ndarray) else np.load(part, mmap_mode="r")["value"]
@@ -60,8 +60,8 @@ class TileArrays:
 # %% ../../nbs/core/06_cache.ipynb #631ed9c7
 def arrays_in_memory(
     values: np.ndarray,  # (tiles, …)
-) -> TileArrays:  # of the same tiles
-    "Wrap one array in memory, a row for each tile."
+) -> TileArrays:  # the same tiles in the same order
+    "Wrap an array in memory that has one row for each tile."
     rows = np.arange(len(values))
     return TileArrays([values], np.stack([np.zeros(len(values), int), rows], 1))
 
@@ -69,23 +69,23 @@ def arrays_in_memory(
 def _part_digest(
     data: bytes | memoryview,  # content of a part
 ) -> str:  # 16 hexadecimal digits
-    "Name a part by its content."
+    "Return the digest that names a part."
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _is_damaged(
-    path: Path,  # a part
-) -> bool:  # True where the content has another digest than the name
-    "Compare a part's content with its name."
+    path: Path,  # file of a part
+) -> bool:
+    "Return whether the digest of a part's content differs from its name."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.stem
 
 
 def _undamaged_parts(
-    folder: Path,  # of a cache
-    pattern: str,  # of the names of the parts
+    folder: Path,  # folder of one set of settings
+    pattern: str,  # glob pattern of the parts, such as `*.npy`
 ) -> Iterator[Path]:
-    "Find undamaged parts; warn of the others and remove them."
+    "Yield the undamaged parts; remove the damaged ones with a warning."
     for path in sorted(folder.glob(pattern)):
         if not _is_damaged(path):
             yield path
@@ -98,8 +98,8 @@ def _undamaged_parts(
 def _as_records(
     sha256: pd.Series,  # digests of the tiles' files
     values: np.ndarray,  # (tiles, …)
-) -> np.ndarray:  # (tiles,) records of `sha256` and `value`
-    "Join the key and the array of each tile."
+) -> np.ndarray:  # (tiles,) structured array with the fields `sha256` and `value`
+    "Combine the key and the array of each tile into one record."
     records = np.empty(len(values), [("sha256", "S64"), ("value", values.dtype, values.shape[1:])])
     records["sha256"] = sha256.to_numpy("S64")
     records["value"] = values
@@ -109,31 +109,31 @@ def _as_records(
 def _find_rows(
     paths: Iterator[Path],  # undamaged `.npy` parts
 ) -> dict[str, tuple[Path, int]]:  # digest of a tile's file -> part and row
-    "Find the row of each tile."
+    "Find the part and the row of each tile."
     found = {}
     for path in paths:
-        names = np.load(path, mmap_mode="r")["sha256"].tolist()
-        found |= {name.decode(): (path, row) for row, name in enumerate(names)}
+        digests = np.load(path, mmap_mode="r")["sha256"].tolist()
+        found |= {digest.decode(): (path, row) for row, digest in enumerate(digests)}
     return found
 
 
 def _join_tables(
     paths: Iterator[Path],  # undamaged `.parquet` parts
 ) -> pd.DataFrame:  # indexed by digest; empty where there are no parts
-    "Read all rows of a table."
+    "Read all rows of a table; each digest occurs once."
     parts = [pd.read_parquet(io.BytesIO(path.read_bytes())) for path in paths]
     rows = pd.concat(parts) if parts else pd.DataFrame()
     return rows[~rows.index.duplicated()]
 
 # %% ../../nbs/core/06_cache.ipynb #a7d2882c
 class _RowCache:
-    "Keep a row for each tile under one set of settings, as a table or as arrays."
+    "Store one row for each tile under one set of settings, as a table or as arrays."
 
     def __init__(
         self,
         cache_dir: str | Path,  # folder shared by runs
-        settings: Mapping[str, Any],  # all that the rows depend on besides the tile, and a version
-        kind: Literal["table", "array"] = "table",  # a row of a table, or an array, for each tile
+        settings: Mapping[str, Any],  # everything besides the tile that the rows depend on, and a version
+        kind: Literal["table", "array"] = "table",  # one row of a table, or one array, for each tile
     ) -> None:
         if kind not in ("table", "array"):
             raise unknown_name_error("kind of cache", kind, ("table", "array"))
@@ -142,7 +142,7 @@ class _RowCache:
         self.folder = Path(cache_dir) / json_digest(settings)
 
     def write_settings(self) -> None:
-        "Write the settings beside the rows, for people who look into the folder."
+        "Write the settings to `settings.json`, so that people see what the folder contains."
         path = self.folder / "settings.json"
         if not path.exists():
             write_json(self.settings, path)
@@ -150,22 +150,22 @@ class _RowCache:
     def add(
         self,
         sha256: pd.Series,  # digests of the tiles' files
-        values: pd.DataFrame | np.ndarray,  # a row, or an array, for each of these tiles
-    ) -> Path:  # the part, in a file of its own
-        "Add rows for some tiles."
-        written = io.BytesIO()
+        values: pd.DataFrame | np.ndarray,  # one row, or one array, for each of these tiles
+    ) -> Path:  # file of the new part
+        "Add the rows of some tiles as a new part."
+        buffer = io.BytesIO()
         if self.kind == "table":
-            values.set_axis(pd.Index(sha256, name="sha256")).to_parquet(written)
+            values.set_axis(pd.Index(sha256, name="sha256")).to_parquet(buffer)
         else:
-            np.save(written, _as_records(sha256, values))
+            np.save(buffer, _as_records(sha256, values))
         ending = "parquet" if self.kind == "table" else "npy"
-        path = self.folder / f"{_part_digest(written.getbuffer())}.{ending}"
+        path = self.folder / f"{_part_digest(buffer.getbuffer())}.{ending}"
         with atomic_write(path) as part:
-            part.write_bytes(written.getbuffer())
+            part.write_bytes(buffer.getbuffer())
         return path
 
     def load(self) -> pd.DataFrame | dict[str, tuple[Path, int]]:
-        "Return a table indexed by `sha256`, or for arrays a dictionary of `sha256` to file and row."
+        "Return a table indexed by `sha256`, or for arrays a dictionary: `sha256` -> (part, row)."
         if self.kind == "array":
             return _find_rows(_undamaged_parts(self.folder, "*.npy"))
         return _join_tables(_undamaged_parts(self.folder, "*.parquet"))
@@ -173,13 +173,13 @@ class _RowCache:
 # %% ../../nbs/core/06_cache.ipynb #81ca1550
 def compute_table_rows(
     cache_dir: str | Path,  # folder shared by runs
-    # group of values -> all that it depends on besides the tile
+    # group of values -> everything besides the tile that it depends on
     settings_by_group: Mapping[Any, dict],
     tiles: pd.DataFrame,  # indexed by tile, with the file's digest in `sha256`
-    compute: Callable,  # tiles, names of groups -> group -> table of values with the tiles' index
-    block: int = 200,  # tiles after which values are kept
+    compute: Callable,  # (tiles, groups) -> dict of group -> table of values, indexed as `tiles`
+    block: int = 200,  # number of tiles that are computed and stored together
 ) -> dict[Any, pd.DataFrame]:  # group -> values of every tile, in the order of `tiles`
-    "Read what was computed before, compute the rest, and keep it for the next run."
+    "Load the cached rows, compute the missing ones, and store them for the next run."
     caches = {group: _RowCache(cache_dir, s) for group, s in settings_by_group.items()}
     for cache in caches.values():
         cache.write_settings()
@@ -209,10 +209,10 @@ def compute_array_rows(
     cache_dir: str | Path | None,  # folder shared by runs; None keeps the arrays in memory
     settings: Mapping[str, Any],  # all that the arrays depend on besides the tile, and a version
     tiles: pd.DataFrame,  # indexed by tile, with the file's digest in `sha256`
-    compute: Callable,  # table of tiles -> (tiles, …) array
-    block: int = 256,  # tiles after which arrays are kept
+    compute: Callable,  # table of tiles -> array of shape (tiles, …)
+    block: int = 256,  # number of tiles that are computed and stored together
 ) -> TileArrays:  # of every tile, in the order of `tiles`
-    "Read what was computed before, compute the rest, and keep it for the next run."
+    "Load the cached rows, compute the missing ones, and store them for the next run."
     if cache_dir is None:
         return arrays_in_memory(compute(tiles))
     cache = _RowCache(cache_dir, settings, "array")
@@ -223,8 +223,8 @@ def compute_array_rows(
     for start in range(0, len(missing), block):
         some = missing.iloc[start : start + block]
         path = cache.add(some.sha256, compute(some))
-        known |= {name: (path, row) for row, name in enumerate(some.sha256)}
-    found = [known[name] for name in tiles.sha256]
+        known |= {digest: (path, row) for row, digest in enumerate(some.sha256)}
+    found = [known[digest] for digest in tiles.sha256]
     parts = list(dict.fromkeys(path for path, _ in found))
     numbers = {path: number for number, path in enumerate(parts)}
     positions = [(numbers[path], row) for path, row in found]

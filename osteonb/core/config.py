@@ -222,7 +222,7 @@ class Config:
         return settings
 
     def to_dict(self) -> dict[str, Any]:  # `preset`, and a dictionary for each group
-        "Return the settings as JSON holds them: nested, with lists for tuples."
+        "Return the settings in the form of JSON: nested, with lists for tuples."
         groups = {name: _as_lists(vars(getattr(self, name))) for name in _GROUPS}
         return {"preset": self.preset} | groups
 
@@ -296,7 +296,7 @@ _OLD_NAMES = dict(
 
 
 def _leaf_settings(
-    value: Mapping[str, Any],  # what a file holds: groups, settings, old names, in any mixture
+    value: Mapping[str, Any],  # content of a file: groups, settings, old names, in any mixture
 ) -> dict[str, Any]:  # `preset` and leaf names
     "Flatten the settings of a file; raise `InputError` for a name in the wrong group or given twice."
     pairs = []
@@ -313,7 +313,7 @@ def _leaf_settings(
 
 def _group_pairs(
     group: str,  # name of a group
-    settings: dict[str, Any],  # what a file holds for it
+    settings: dict[str, Any],  # content of the file for this group
 ) -> list[tuple[str, Any]]:  # leaf name and value
     "Return the settings of a group; raise `InputError` for one that does not belong to it."
     allowed = _group_settings(_GROUPS[group])

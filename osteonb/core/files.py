@@ -79,7 +79,7 @@ def atomic_write(
 def contains_files(
     path: str | Path,  # a folder, a file, or a path where nothing exists yet
 ) -> bool:  # False for an absent or empty folder, and for one with only temporary parts
-    "Return whether a path holds anything but the temporary parts of killed processes."
+    "Return whether a path contains anything but the temporary parts of killed processes."
     path = Path(path)
     if not path.is_dir():
         return path.exists()

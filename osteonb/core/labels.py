@@ -23,14 +23,14 @@ TITLES = dict(
 PROBABILITY_COLUMNS = tuple(f"p_{name}" for name in CLASSES)
 
 # %% ../../nbs/core/02_labels.ipynb #fb1f59c5
-# head -> the names of its answers
+# head -> what it predicts: the classes directly, or tasks
 HEADS = dict(flat=("classes",), hierarchical=TASKS, tumor=("tumor",), viability=("viability",))
 
 # %% ../../nbs/core/02_labels.ipynb #5bdcee62
 def task_targets(
-    labels: pd.Series,  # class names out of `CLASSES`
+    labels: pd.Series,  # class names from `CLASSES`
 ) -> pd.DataFrame:  # same index; `tumor` is 0 or 1, `viability` is 0, 1 or `<NA>` without tumor
-    "Return the targets of the two tasks; raise `InputError` for a label out of the tree."
+    "Return the targets of the two tasks; raise `InputError` for a label that is not in `CLASSES`."
     if wrong := sorted(set(labels) - set(CLASSES)):
         raise unknown_name_error("class", wrong[0], CLASSES)
     tumor = labels != "non_tumor"

@@ -37,7 +37,7 @@ def _describe(
     hint: Any,  # its annotation
     default: Any,  # its default value
 ) -> _Setting:
-    "Return what an annotation says of a setting."
+    "Return what an annotation says about a setting."
     limits = None
     if get_origin(hint) is Annotated:
         hint, limits = get_args(hint)
@@ -69,7 +69,7 @@ def _check_words(
 def _check_value(
     setting: _Setting,  # the setting
     value: Any,  # what was given
-) -> Any:  # the value in the type that the setting wants
+) -> Any:  # the value in the type that the setting requires
     "Return a valid value; raise `InputError` for a wrong type, choice, text or range."
     if setting.kind is tuple and isinstance(value, list):
         value = tuple(value)

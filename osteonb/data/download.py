@@ -55,7 +55,7 @@ Repository. Journal of Digital Imaging 26, 1045-1057. https://doi.org/10.1007/s1
 def _prepare_folder(
     root: Path,  # the folder for the release; made where it does not exist
 ) -> None:
-    "Write the citation into a folder; raise `InputError` where it holds a synthetic cohort."
+    "Write the citation into a folder; raise `InputError` if it contains a synthetic cohort."
     if (root / SYNTHETIC_MARKER).exists():
         raise InputError(f"{root}: holds a synthetic cohort; choose another folder for the release")
     citation = root / "CITATION.txt"
@@ -203,7 +203,7 @@ def _tiles_on_disk(
     tile_size: int,  # side that every tile must have, pixels
     n_jobs: int,  # threads that decode
 ) -> pd.DataFrame:  # `file` (below the folder), `reason` (empty for a good tile), indexed by tile
-    "Return the tiles that a folder holds, each decoded."
+    "Return the tiles in a folder, each decoded."
     files = _find_tile_files(root)
     names = files.map(lambda path: path.relative_to(root).as_posix())
     reasons = _check_images(files, tile_size, n_jobs).reason
@@ -277,7 +277,7 @@ def _fetch_tiles(
         for transfer in tqdm(ended, "fetching tiles", len(transfers), disable=None):
             transfer.result()
     except OSError:
-        pass  # the disk; `_transfer_result` says which tile met it
+        pass  # a disk error; `_transfer_result` reports its tile
     finally:
         # transfers under way end, also after Ctrl-C, and no other begins
         pool.shutdown(cancel_futures=True)

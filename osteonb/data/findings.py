@@ -157,7 +157,7 @@ def _blank_finding(
     n_images: int,  # tiles with an image
     n_tiles: int,  # all tiles
 ) -> dict[str, str | int]:
-    "Report tiles with little to see; *not done* where there is no image."
+    "Report tiles with little content; *not done* where there is no image."
     if not n_images:
         return _finding("blank tiles", "not done", 0, "no tile has a picture to look at")
     n_blank = (blank.reason == "blank").sum()
@@ -205,7 +205,7 @@ def _missing_class_finding(
 def _entanglement_finding(
     entanglement: pd.DataFrame,  # of `_patient_entanglement`
 ) -> dict[str, str | int]:
-    "Report tasks that the patient alone answers."
+    "Report tasks that the patient alone predicts."
     gap = _gap_closed(entanglement.patient_alone, entanglement.majority)
     high = entanglement[gap >= 0.5]
     if high.empty:
@@ -225,7 +225,7 @@ def _entanglement_finding(
 def _recognition_finding(
     recognition: pd.DataFrame,  # of `_patient_recognition`
 ) -> dict[str, str | int]:
-    "Report how well features tell the patient; *not done* without features."
+    "Report how well features predict the patient; *not done* without features."
     check = "features tell patient"
     if recognition.balanced_accuracy.isna().all():
         return _finding(check, "not done", 0, "; ".join(dict.fromkeys(recognition.reason)))

@@ -54,7 +54,7 @@ def slide_folds(
 # %% ../../nbs/data/06_splits.ipynb #aab28e21
 def _check_trainable(
     tiles: pd.DataFrame,  # the tiles of a part, with `label`
-    description: str,  # how the message calls these tiles
+    description: str,  # name of these tiles in the message
 ) -> None:
     "Raise `InputError` where a class is missing, so that a task could not be learned."
     missing = [TITLES[name].lower() for name in CLASSES if name not in set(tiles.label)]

@@ -33,10 +33,10 @@ from .tables import _evaluate_per_patient
 
 # %% ../../nbs/evaluation/07_claims.ipynb #8d971404
 def _keep_task(
-    rows: pd.DataFrame,  # predictions of folds that answer the task
+    rows: pd.DataFrame,  # predictions of folds that predict the task
     task: str,  # `tumor` or `viability`
 ) -> pd.DataFrame:
-    "Blank the answers of the other task, as in a model that was asked one question."
+    "Set the probabilities of the other task to `NaN`, as in a model with one task."
     if task == "tumor":
         return rows.assign(p_non_viable=np.nan, p_viable=np.nan)
     p = rows[["p_non_viable", "p_viable"]]
@@ -45,8 +45,8 @@ def _keep_task(
 
 def _split_by_scope(
     predictions: pd.DataFrame,  # of one variant and split, seeds averaged
-) -> dict[str, pd.DataFrame]:  # `classes` and each task -> the rows of folds that answer it
-    "Return the folds behind each scope; folds may differ in what they answer."
+) -> dict[str, pd.DataFrame]:  # `classes` and each task -> the rows of folds that predict it
+    "Return the rows of each scope; folds may differ in the tasks that they predict."
     scope_of_fold = {fold: predicted_scope(rows) for fold, rows in predictions.groupby("fold")}
     tables = {}
     for scope in _RESAMPLED_METRICS:
@@ -70,7 +70,7 @@ def _pooled_metrics(
     rows = []
     for scope, table in _split_by_scope(predictions).items():
         folds = tuple(sorted(table.fold.unique()))
-        if not len(table):  # any fold says why there is no answer
+        if not len(table):  # any fold gives the reason
             table = predictions[predictions.fold == predictions.fold.iloc[0]]
         key = (predicted_scope(table), folds)
         if key not in computed:
@@ -83,7 +83,7 @@ def _pooled_metrics(
 def _average_like_folds(
     predictions: pd.DataFrame,  # of one variant and split, with `seed`
 ) -> pd.DataFrame:
-    "Average the seeds, separately for folds that answer the same questions."
+    "Average the seeds, separately for folds that predict the same tasks."
     scope_of_fold = {fold: predicted_scope(rows) for fold, rows in predictions.groupby("fold")}
     groups = predictions.groupby(predictions.fold.map(scope_of_fold), sort=False)
     return pd.concat([_average_seeds(rows) for _, rows in groups])
@@ -105,7 +105,7 @@ def variant_predictions(
     predictions: pd.DataFrame,  # of a whole grid: `variant, split, seed`, …
     split: str = "patient",  # `patient` or `tile`
 ) -> dict[str, pd.DataFrame]:  # variant -> predictions with a column `variant`, seeds averaged
-    "Return each variant's predictions, of the folds that answer its widest question."
+    "Return each variant's predictions in its widest scope: all classes, or else one task."
     tables = {}
     rows = predictions[predictions.split == split]
     for (variant, _), table in _average_variants(rows).items():
@@ -128,8 +128,8 @@ def _variant_difference(
     b: pd.DataFrame,  # and of another
     draws: int = 1000,  # of slides, and as many of patients
     seed: int = 0,  # of the draws
-) -> pd.DataFrame:  # as `compare` gives it, the primary metrics that both answer
-    "Compare the primary metrics of two variants on the folds that both answer."
+) -> pd.DataFrame:  # as `compare` gives it, the primary metrics of both
+    "Compare the primary metrics of two variants on the folds that both predict."
     tables_a = _split_by_scope(a)
     tables_b = _split_by_scope(b)
     computed = {}
@@ -235,7 +235,7 @@ _CLAIM_COLUMNS = [
 def _claim_rows(
     differences: pd.DataFrame,  # of `_planned_differences`
     claim: str,  # one of `_CLAIMS`
-    pair: tuple[str, str],  # of variants that stands for it; empty names where there is none
+    pair: tuple[str, str],  # the two variants that test it; empty names where there is none
 ) -> list[dict]:  # one row for macro-F1 and one for AUC, or one without a comparison
     "Return the differences that test a claim."
     text, sign = _CLAIMS[claim]
@@ -266,7 +266,7 @@ def _verdict_reason(
 # %% ../../nbs/evaluation/07_claims.ipynb #9028deb9
 def _decide_claims(
     differences: pd.DataFrame,  # of `_planned_differences`
-    pairs: dict,  # `radiomics`, `hierarchical` -> the pair of variants that stands for it
+    pairs: dict,  # `radiomics`, `hierarchical` -> the pair of variants that tests it
     reference: str,  # the variant whose gap is tested
 ) -> pd.DataFrame:  # `claim`, the columns of the difference, `p_holm, verdict, why`
     "Decide the paper's claims on macro-F1 and AUC; p is corrected over these alone."
@@ -303,7 +303,7 @@ def _calibration_tables(
 def _curve_tables(
     predictions: pd.DataFrame,  # of one variant, seeds averaged
 ) -> dict[str, pd.DataFrame]:  # `reliability`, `decision` and `roc`, each with `scope`
-    "Compute the curves of each task that is answered and has both answers in the test part."
+    "Compute the curves of each task that is predicted and has both targets in the test part."
     curves = dict(reliability=[], decision=[], roc=[])
     for task in TASKS:
         if _missing_head_reason(predictions, task):
@@ -343,7 +343,7 @@ def _variant_tables(
 def grid_evaluation_tables(
     predictions: pd.DataFrame,  # of a whole grid: `variant, split, seed`, …
     comparisons: list,  # pairs of variants
-    pairs: dict,  # claim -> the pair of variants that stands for it
+    pairs: dict,  # claim -> the pair of variants that tests it
     reference: str,  # the variant that others are compared with
     draws: int = 1000,  # of slides, and as many of patients; five times as many for differences
 ) -> dict[str, pd.DataFrame]:  # `metrics, patients, calibration, temperatures, reliability`, …

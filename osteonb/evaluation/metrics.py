@@ -26,9 +26,9 @@ from osteonb.evaluation.predictions import (
 # %% ../../nbs/evaluation/02_metrics.ipynb #f5039f54
 def confusion_counts(
     predictions: pd.DataFrame,  # indexed by tile
-    scope: str = "classes",  # `classes`, or a task, for a model that was asked one question
-) -> pd.DataFrame:  # counts of test tiles; rows the truth, columns the decision
-    "Count how the tiles of each kind were called; raise `InputError` where there is no answer."
+    scope: str = "classes",  # `classes`, or a task for a model that predicts this task only
+) -> pd.DataFrame:  # counts of test tiles; rows are true, columns predicted classes
+    "Count the predictions of each true class; raise `InputError` if the model has none."
     check_predictions(predictions)
     if reason := _missing_head_reason(predictions, scope):
         raise InputError(f"predictions: no confusion of {scope}: {reason}")
@@ -68,10 +68,10 @@ def _fraction(
 
 def _absent_reason(
     scope: str,  # a task or a class
-    positive: bool,  # the positive side, or the negative
+    positive: bool,  # True if positive tiles are missing, False if negative
     part: str,  # `test` or `validation`
 ) -> str:  # "no viable tile in the test part"
-    "Say that a part has no tile of one side."
+    "Return the reason that a part has no positive, or no negative, tile."
     side = scope_sides(scope)[int(positive)]
     tile = f"tile other than {scope}" if side.startswith("not ") else f"{side} tile"
     return f"no {tile} in the {part} part"
@@ -136,7 +136,7 @@ def roc_points(
     )
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #410211ff
-# kind of threshold -> the side that it promises, the side that it is to maximize
+# kind of threshold -> the rate that it fixes, the rate that it maximizes
 _OPERATING_POINTS = dict(
     sens_at_spec90=("specificity", "sensitivity"),
     spec_at_sens90=("sensitivity", "specificity"),
@@ -147,7 +147,7 @@ def _operating_point(
     points: pd.DataFrame,  # as `roc_points` makes it
     kind: str,  # one of `_OPERATING_POINTS`
 ) -> pd.Series:  # its `threshold`, `sensitivity` and `specificity`
-    "Return the best row of a curve that keeps 90 % on the promised side."
+    "Return the best row of a curve with at least 90 % of the fixed rate."
     if kind not in _OPERATING_POINTS:
         raise unknown_name_error("kind of threshold", kind, _OPERATING_POINTS)
     promised, gained = _OPERATING_POINTS[kind]
@@ -160,7 +160,7 @@ def _validation_scores(
     fold: str,
     scope: str,  # a task or a class
 ) -> tuple[pd.DataFrame, str]:  # as `scope_as_binary` makes it; the reason
-    "Return a fold's validation tiles, and why they can fix nothing (empty where they can)."
+    "Return a fold's validation tiles, and the reason if no threshold can be chosen, else an empty text."
     asked = scope_as_binary(predictions, scope)
     asked = asked[(asked.fold == fold) & (asked.part == "valid")]
     of_fold = f" of fold {fold}" if predictions.fold.nunique() > 1 else ""
@@ -197,7 +197,7 @@ def _fixed_threshold_metrics(
     limits: pd.DataFrame,  # as `validation_thresholds` makes it, the rows of this scope
     scope: str,  # the question that it asks
 ) -> dict[str, _Metric]:
-    "Compute the metrics at validation's thresholds, and the same read off the test curve."
+    "Compute the metrics at validation's thresholds, and the same from the test curve."
     n_tiles = dict(sensitivity=int(test.target.sum()), specificity=int((~test.target).sum()))
     absent = dict(
         sensitivity=_absent_reason(scope, True, "test"),
@@ -220,7 +220,7 @@ def _fixed_threshold_metrics(
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #5b5f66ea
 def _class_metrics(
-    test: pd.DataFrame,  # predictions, test rows only, of a model that answers both questions
+    test: pd.DataFrame,  # predictions, test rows only, of a model that predicts all three classes
 ) -> dict[str, _Metric]:
     "Compute the metrics of the three classes together."
     n = len(test)

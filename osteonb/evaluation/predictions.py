@@ -40,7 +40,7 @@ def _raise_for_columns(
         raise InputError(f"predictions: no column {', '.join(missing)}; {consequence}")
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #39abe7ec
-# which of the three probabilities are there -> the scope that they answer
+# which of the three probabilities are given -> the scope that the model predicts
 _SCOPE_OF_ANSWERS = {
     (True, True, True): "classes",
     (True, False, False): "tumor",
@@ -51,7 +51,7 @@ _SCOPE_OF_ANSWERS = {
 def predicted_scope(
     predictions: pd.DataFrame,  # has the three probabilities
 ) -> str:  # `classes` (both questions), `tumor` or `viability` (that question alone)
-    "Return what the model was asked; raise `InputError` where the rows do not agree."
+    "Return what the model predicts; raise `InputError` where the rows do not agree."
     known = predictions[list(PROBABILITY_COLUMNS)].notna()
     is_other = known.ne(known.iloc[0]).any(axis=1)
     _raise_for_rows(
@@ -121,7 +121,7 @@ def check_predictions(
 def _task_scores(
     predictions: pd.DataFrame,  # indexed by tile, with `label` and the three probabilities
 ) -> pd.DataFrame:  # same index: `score_<task>` in [0, 1], `target_<task>` (0, 1 or `<NA>`)
-    "Return the score and the target of each task; a target is `<NA>` where it is not asked."
+    "Return the score and the target of each task; a target is `<NA>` where the task does not apply."
     p = predictions[list(PROBABILITY_COLUMNS)].astype(float)
     p_tumor = p.p_non_viable + p.p_viable
     viability = p.p_viable / p_tumor.where(p_tumor > 0)
@@ -154,8 +154,8 @@ def scope_sides(
 def _missing_head_reason(
     predictions: pd.DataFrame,  # indexed by tile
     scope: str,  # one of `_SCOPES`
-) -> str:  # the reason, empty where the model can answer
-    "Return why a model has no answer in a scope."
+) -> str:  # the reason, empty if the model predicts the scope
+    "Return the reason if a model has no predictions in a scope."
     answered = predicted_scope(predictions)
     if answered in ("classes", scope):
         return ""
@@ -174,8 +174,8 @@ def predicted_classes(
 def scope_as_binary(
     predictions: pd.DataFrame,  # indexed by tile
     scope: str,  # a task or a class
-) -> pd.DataFrame:  # a row for every tile that is asked: `fold, part, score, target, decision`
-    "Return a scope as one yes-or-no question; no rows where the model has no answer."
+) -> pd.DataFrame:  # one row per tile with a target: `fold, part, score, target, decision`
+    "Return a scope as one yes-or-no question; no rows where the model does not predict it."
     scope_sides(scope)  # raises where the scope is unknown
     if _missing_head_reason(predictions, scope):
         predictions = predictions.iloc[:0]
@@ -197,7 +197,7 @@ def scope_as_binary(
 def _check_seeds(
     predictions: pd.DataFrame,  # indexed by tile, several folds and seeds
 ) -> None:
-    "Raise an `InputError` where the seeds do not hold the same facts of a tile."
+    "Raise an `InputError` where the seeds do not agree on a tile's label, slide or patient."
     _raise_for_columns(predictions, ("fold", "part", "seed", "slide"), "seeds cannot be averaged")
     for _, rows in predictions.groupby("seed"):
         check_predictions(rows)

@@ -34,7 +34,7 @@ def _evaluate_patient(
 def _evaluate_per_patient(
     predictions: pd.DataFrame,  # indexed by tile
 ) -> pd.DataFrame:  # `patient, scope, metric, value, n, reason`
-    "Evaluate each test patient; no rows where the test part holds a single patient."
+    "Evaluate each test patient; no rows if the test part has a single patient."
     check_predictions(predictions)
     columns = ["patient", "scope", "metric", "value", "n", "reason"]
     patients = predictions.patient[predictions.part == "test"].unique()
@@ -77,7 +77,7 @@ def summarize(
     metrics: pd.DataFrame,  # with `scope, metric, value`, as `evaluate` or `intervals` makes it
     digits: int | None = 3,  # that `value` is rounded to; None leaves it as it is
 ) -> pd.DataFrame:  # indexed by a readable name: `value` and the other columns
-    "Return the ten metrics that matter most, those of them that the table holds."
+    "Return the ten headline metrics, as far as the table has them."
     table = metrics.set_index(["scope", "metric"])
     keys = [key for key in _HEADLINE_METRICS if key in table.index]
     names = pd.Index([_HEADLINE_METRICS[key] for key in keys], name="metric")

@@ -179,7 +179,7 @@ _UNDEFINED_REASONS = {  # class -> why single features of it are undefined
 
 # %% ../../nbs/radiomics/11_engines.ipynb #a3361ac2
 def _check_mask(
-    mask: np.ndarray,  # (H, W), bool, or whole numbers 0 and 1; anything else is an `InputError`
+    mask: np.ndarray,  # (H, W), bool, or integers 0 and 1; anything else is an `InputError`
     shape: tuple[int, int],  # (H, W), of the channel
 ) -> np.ndarray:  # (H, W), bool, with at least one pixel
     "Check that an array is a mask of a channel, and return it as bool."
@@ -204,7 +204,7 @@ def _check_names(
     allowed: Collection[str],  # names that exist
     kind: str,  # what a name is, such as "feature class", for the error
 ) -> None:
-    "Check that a setting holds known names."
+    "Check that a setting contains known names only."
     if isinstance(names, str) or not len(names):
         example = tuple(allowed)[:2]
         raise InputError(f"{setting}: got {names!r}, wanted a tuple of names such as {example!r}")
@@ -229,7 +229,7 @@ def _check_engine_settings(
 # %% ../../nbs/radiomics/11_engines.ipynb #dc1a3039
 def compute_features(
     values: np.ndarray,  # (H, W), uint8, one channel; hematoxylin for objects
-    mask: np.ndarray,  # (H, W), bool, or whole numbers 0 and 1; that of nuclei for objects
+    mask: np.ndarray,  # (H, W), bool, or integers 0 and 1; that of nuclei for objects
     feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
     shift: float = 0,  # PyRadiomics' voxelArrayShift

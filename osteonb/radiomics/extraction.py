@@ -92,7 +92,7 @@ def _measure_tile(
     bin_width: float,  # gray levels in a bin, above 0
     engine: str,  # of `ENGINES`
 ) -> list[float]:  # the values of all groups, in their order; NaN where a mask has no features
-    "Return the features of one picture."
+    "Return the features of one image."
     used_channels = {channel for channel, _, _ in groups}
     used_masks = {mask for _, mask, _ in groups}
     channels = [name for name in CHANNELS if name in used_channels]
@@ -131,7 +131,7 @@ def _extract_tiles(
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
-    n_jobs: int | None = None,  # processes; None is one a core, or as `joblib.parallel_config` says
+    n_jobs: int | None = None,  # processes; None is one per core, or as `joblib.parallel_config` says
     advance: Callable = lambda: None,  # called after each tile, such as a progress bar's `update`
 ) -> dict[tuple, pd.DataFrame]:  # group -> its columns, same index
     "Return the features of many tiles, computed in parallel."
@@ -209,7 +209,7 @@ def extract(
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
     engine: str = "exact",  # of `ENGINES`
     cache_dir: str | Path | None = None,  # folder of cached values; None caches nothing
-    n_jobs: int | None = None,  # processes; None is one a core, or as `joblib.parallel_config` says
+    n_jobs: int | None = None,  # processes; None is one per core, or as `joblib.parallel_config` says
 ) -> pd.DataFrame:  # float64, rows as in `tiles`, columns as of `feature_names`; NaN if undefined
     "Return the radiomic features of every tile, and warn where some are undefined."
     check_feature_settings(channels, masks, feature_classes, bin_width, engine)

@@ -18,8 +18,8 @@ from .binning import _EPSILON, _bin_numbers
 # %% ../../nbs/radiomics/03_firstorder.ipynb #86d1e82e
 def _mask_members(
     n_masks: int,  # M
-) -> Tensor:  # (M, 2**M), float64: 1 where a membership includes a mask
-    "Return which memberships, numbered by their bits, include each mask."
+) -> Tensor:  # (M, 2**M), float64: 1 where a membership includes the mask, else 0
+    "Return which memberships include each mask; bit m of a membership is mask m."
     memberships = torch.arange(2**n_masks)
     bits = [memberships >> m & 1 for m in range(n_masks)]
     return torch.stack(bits).double()
@@ -27,18 +27,18 @@ def _mask_members(
 
 def _count_gray_levels(
     values: Tensor,  # (B, C, H, W), uint8: C channels of B tiles
-    masks: Tensor,  # (B, M, H, W), bool: up to 7 masks, the same for each channel
+    masks: Tensor,  # (B, M, H, W), bool: at most 7 masks (int16), the same for each channel
 ) -> Tensor:  # (B, C, M, 256), int64, on the device of the tiles
     "Count the pixels of each gray level under each mask, eq. (1), in one pass over each channel."
     n_tiles, n_channels = values.shape[:2]
     n_masks = masks.shape[1]
-    member = masks[:, 0].to(torch.int16).mul_(256)  # (B, H, W)
+    membership = masks[:, 0].to(torch.int16).mul_(256)  # (B, H, W), times 256
     for m in range(1, n_masks):
-        member += masks[:, m].to(torch.int16).mul_(256 << m)
+        membership += masks[:, m].to(torch.int16).mul_(256 << m)
     joint = []
     for tile in range(n_tiles):
         for channel in values[tile]:
-            key = (member[tile] + channel).flatten()
+            key = (membership[tile] + channel).flatten()
             joint.append(torch.bincount(key, minlength=256 << n_masks))
     counts = torch.stack(joint).view(-1, 2**n_masks, 256).double().cpu()  # (B·C, 2**M, 256)
     counts = (_mask_members(n_masks) @ counts).long()
@@ -47,27 +47,27 @@ def _count_gray_levels(
 # %% ../../nbs/radiomics/03_firstorder.ipynb #27cbba08
 @dataclass(frozen=True)
 class _Histogram:
-    "Hold the gray levels under a mask; `n.sum()` is N."
+    "Hold the counts of the gray levels under a mask; `n.sum()` is N."
 
-    x: np.ndarray  # (K,), float64, gray levels that occur, ascending
-    n: np.ndarray  # (K,), int64, pixels with each
-    p: np.ndarray  # share of pixels in each bin that is not empty; sums to one
+    x: np.ndarray  # (K,), float64, the gray levels that occur, ascending
+    n: np.ndarray  # (K,), int64, number of pixels with each gray level
+    p: np.ndarray  # (bins,), float64, share of pixels in each non-empty bin; sums to one
     shift: float = 0  # c, added to gray values in Energy, TotalEnergy and RootMeanSquared
 
     def mean(
         self,
-        f: np.ndarray,  # (K,), a value for each gray level
+        f: np.ndarray,  # (K,), one value for each gray level
     ) -> float:
-        "Return the mean of a value over the pixels."
+        "Return the mean of the values over all pixels under the mask."
         return float((self.n * f).sum() / self.n.sum())
 
 # %% ../../nbs/radiomics/03_firstorder.ipynb #fcda3e57
 def _make_histogram(
-    counts: np.ndarray,  # (256,), pixels with each gray value; `InputError` where there is none
-    bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
+    counts: np.ndarray,  # (256,), number of pixels with each gray value
+    bin_width: float = 5,  # gray levels in a bin, above 0; 5 as in the paper
     shift: float = 0,  # PyRadiomics' voxelArrayShift
 ) -> _Histogram:
-    "Return the histogram of which the features are sums."
+    "Return the histogram from which the features are computed; raise `InputError` if it is empty."
     x = np.flatnonzero(counts)
     if not len(x):
         raise InputError("mask: no pixel is 1, so there is nothing to measure")
@@ -226,9 +226,9 @@ _FIRSTORDER = {
 # %% ../../nbs/radiomics/03_firstorder.ipynb #fa4c7959
 def _compute_firstorder(
     counts: np.ndarray,  # (256,), pixels with each gray value under the mask
-    bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
+    bin_width: float = 5,  # gray levels in a bin, above 0; 5 as in the paper
     shift: float = 0,  # PyRadiomics' voxelArrayShift
-) -> dict[str, float]:  # by PyRadiomics' names
+) -> dict[str, float]:  # PyRadiomics' name -> value
     "Return the nineteen first-order features of one channel under one mask."
     h = _make_histogram(counts, bin_width, shift)
     return {name: feature(h) for name, feature in _FIRSTORDER.items()}

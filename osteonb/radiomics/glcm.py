@@ -31,7 +31,7 @@ def _count_cooccurrences(
 # %% ../../nbs/radiomics/06_glcm.ipynb #fdb70758
 def _distribution(
     p: np.ndarray,  # (G, G, A), share of pairs in each of A directions
-    k: np.ndarray,  # (G, G), whole numbers from 0
+    k: np.ndarray,  # (G, G), integers from 0
 ) -> np.ndarray:  # (K, A)
     "Return the share of pairs with each value of k(i, j), in each direction."
     if not p.size:

@@ -45,7 +45,7 @@ _MAX_FLOAT32_SIDE_PX = 4096  # of a mask whose sums over rows are exact in 32 bi
 
 def _coordinate_sums(
     masks: Tensor,  # (B, M, H, W), bool
-) -> Tensor:  # (B, M, 6), float64 of whole numbers: pixels, Σy, Σx, Σyy, Σyx, Σxx
+) -> Tensor:  # (B, M, 6), float64 with integer values: pixels, Σy, Σx, Σyy, Σyx, Σxx
     "Return the sums that the second moments of a mask need."
     height, width = masks.shape[-2:]
     is_small = max(height, width) <= _MAX_FLOAT32_SIDE_PX
@@ -65,7 +65,7 @@ def _principal_variances(
     sums: np.ndarray,  # (6,), of `_coordinate_sums`
 ) -> tuple[float, float]:  # larger and smaller, square pixels
     "Return the eigenvalues of the covariance matrix (divided by N) of the pixels' coordinates."
-    n, y, x, yy, yx, xx = (int(s) for s in sums)  # whole numbers of any size
+    n, y, x, yy, yx, xx = (int(s) for s in sums)  # integers of any size
     # the covariance matrix times n squared: [[a, b], [b, d]]
     a = n * yy - y * y
     b = n * yx - y * x

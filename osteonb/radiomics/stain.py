@@ -25,7 +25,7 @@ def _describe_array(
 def _check_rgb(
     rgb: np.ndarray,  # (H, W, 3), uint8; anything else is an `InputError`
 ) -> np.ndarray:  # the same array
-    "Check that an array is a color picture of 8 bits."
+    "Check that an array is a color image of 8 bits."
     is_uint8 = isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8
     if not (is_uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size):
         wanted = "uint8 of shape (height, width, 3), as read_tile returns it"
