@@ -199,7 +199,7 @@ def _check_ending(
 
 # %% ../../nbs/cli/01_app.ipynb #32786003
 _Out = Annotated[
-    Path, typer.Option(help="The run folder: new, empty, or started with the same settings.")
+    Path, typer.Option(help="The run folder: new, empty, or begun with the same settings.")
 ]
 _Data = Annotated[
     Path | None,

@@ -83,7 +83,7 @@ def _example_features(
 
 # %% ../../nbs/reports/07_fixtures.ipynb #71ed54b6
 def _example_history(
-    rng: np.random.Generator,  # that the numbers are drawn from
+    rng: np.random.Generator,  # source of random numbers
 ) -> pd.DataFrame:  # a row for each of 25 epochs, as `fit` writes it
     "Generate the history of one training."
     epochs = np.arange(25)
@@ -106,7 +106,7 @@ def _example_history(
 
 def _example_predictions(
     tiles: pd.DataFrame,  # indexed by tile: `patient, slide, label`
-    rng: np.random.Generator,  # that the numbers are drawn from
+    rng: np.random.Generator,  # source of random numbers
     strength: float = 0.8,  # how far the true class is favored
     gate: bool = True,  # whether the model has a gate
 ) -> pd.DataFrame:  # same index, without `fold` and `part`

@@ -182,13 +182,13 @@ def _draw_file(
     seed: int,  # of the cohort
     size: int,  # side, pixels
 ) -> None:
-    "Draw one tile to disk, compressed as the release's are."
+    "Write one tile to disk, compressed as the release's are."
     picture = Image.fromarray(draw_tile(name, label, seed, size))
     with atomic_write(path) as part:
         picture.save(part, format="JPEG", quality=75, subsampling="4:2:0")
 
 # %% ../../nbs/synthetic/03_cohort.ipynb #9b10a63c
-_MIN_PARALLEL_TILES = 12  # of 1024 pixels: fewer are drawn in this process
+_MIN_PARALLEL_TILES = 12  # of 1024 pixels: fewer are generated in this process
 
 
 def _draw_files(
@@ -198,7 +198,7 @@ def _draw_files(
     size: int,  # side, pixels
     n_jobs: int | None = None,  # processes; None chooses: one for each core, or this one alone
 ) -> None:
-    "Draw every tile whose file does not exist."
+    "Generate every tile whose file does not exist."
     missing = [
         row for row in rows.itertuples(index=False, name=None) if not (root / row[2]).exists()
     ]
