@@ -137,12 +137,12 @@ def _measure_precision() -> str:  # `fp32` or `bf16`
 # %% ../../nbs/cli/01_app.ipynb #b97415d2
 def _make_config(
     data: Path | None,  # a release or a list of tiles; None for the synthetic cohort
-    preset: str | None,  # `quick` or `paper`; None for `quick`, or for what the file says
+    preset: str | None,  # `quick` or `paper`; None for `quick`, or for the preset of the file
     test_patient: str | None,  # the patient to hold out
     settings: list[str],  # of `--set`
     file: Path | None = None,  # of `--config`
 ) -> Any:  # a `Config`
-    "Return the configuration that a command line asks for."
+    "Return the configuration that a command line specifies."
     from osteonb.core.config import configure, read_config
     from osteonb.synthetic.cohort import SYNTHETIC_TEST_PATIENT
 

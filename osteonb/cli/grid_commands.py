@@ -32,7 +32,7 @@ _COLUMNS = dict(classes="macro F1", tumor="AUC tumor", viability="AUC viability"
 def _print_grid(
     folder: Path,  # of a finished grid
 ) -> None:
-    "Print the main metrics of every variant, and what the grid says of each claim."
+    "Print the main metrics of every variant, and the grid's verdict on each claim."
     from osteonb.core.files import read_table
 
     metrics = read_table(folder / "metrics.csv")
@@ -73,7 +73,7 @@ def _benchmark_config(
     precision: str,  # `fp32`, `bf16` or `auto`
     compile_backbone: bool,
 ) -> Any:  # a `Config`
-    "Return the configuration of a benchmark: random weights, and the precision asked for."
+    "Return the configuration of a benchmark: random weights, and the requested precision."
     from osteonb.core.config import configure
 
     return configure(

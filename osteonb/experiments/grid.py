@@ -40,7 +40,7 @@ class _Grid:
         dict  # `radiomics`, `hierarchical` -> the pair of variants that tests a claim of the paper
     )
     # name of a variant that chooses inside the training patients -> its settings to choose from,
-    # from the most restrained to the freest
+    # from the simplest to the most complex
     candidates: dict
     splits: list = dataclasses.field(default_factory=lambda: list(_SPLITS))
     folds: int = 5  # of random tiles

@@ -102,7 +102,7 @@ def _compute_shared_features(
     runs: list[_GridRun],
     tiles: pd.DataFrame,
     cache_dir: Path,
-    n_jobs: int | None,  # processes; None for one a core
+    n_jobs: int | None,  # processes; None for one per core
 ) -> dict[str, tuple[pd.DataFrame, dict[str, Path]]]:  # `_feature_key` -> features, and their files
     "Compute features and embeddings once, and write the features into the grid's folder."
     configs = {}  # a dictionary keeps the order
@@ -211,7 +211,7 @@ def _delayed_run(
 def _run_calls(
     calls: list[tuple],  # of `_delayed_run`
     title: str,  # of the progress bar
-    n_jobs: int | None,  # processes; None for one a core
+    n_jobs: int | None,  # processes; None for one per core
 ) -> list[str | None]:  # their results
     "Run calls on several cores and show their progress."
     with warnings.catch_warnings():
@@ -226,7 +226,7 @@ def _compute_grid_runs(
     tiles: pd.DataFrame,
     shared: dict,  # of `_compute_shared_features`
     cache_dir: Path,
-    n_jobs: int | None,  # processes; None for one a core
+    n_jobs: int | None,  # processes; None for one per core
 ) -> pd.DataFrame:  # `variant, split, fold, seed, reason` of those that cannot be run
     "Compute every grid run that is not finished; raise `InputError` where a tile has vanished."
     common = (folder, tiles, shared, cache_dir)
@@ -359,11 +359,11 @@ def _all_configs(
 
 
 def run_grid(
-    output_dir: str | Path,  # the grid's folder: new, empty, or begun on the same tiles
+    output_dir: str | Path,  # the grid's folder: new, empty, or started with the same tiles
     source: str | Path | dict,  # a TOML file, or what one would hold
     data: str | Path | None = None,  # a release or a CSV of tiles; None for the synthetic cohort
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
-    n_jobs: int | None = None,  # processes; None for one a core
+    n_jobs: int | None = None,  # processes; None for one per core
 ) -> Path:  # the report
     "Run variants × splits × folds × seeds and report them; resume where a call was interrupted."
     grid = read_grid(source)

@@ -73,7 +73,7 @@ def _inner_score(
     features: pd.DataFrame | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[float, float]:  # the score and its standard error
-    "Score the pooled predictions of the inner folds: macro-F1, or AUC where one task is asked."
+    "Score the pooled predictions of the inner folds: macro-F1, or AUC for a single-task head."
     predictions = []
     for fold in inner:
         some = tiles.loc[fold.index]
@@ -97,7 +97,7 @@ def _candidate_names(
 
 
 def _choose_candidate(
-    candidates: list[Config],  # from the most restrained to the freest, at least one
+    candidates: list[Config],  # simplest first, at least one
     tiles: pd.DataFrame,  # as `_fit_predict` takes them
     folds: pd.DataFrame,  # `fold` and `part` of each tile; the test part is not read
     features: pd.DataFrame | None = None,

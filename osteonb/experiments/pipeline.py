@@ -87,7 +87,7 @@ def _check_same_tiles(
     path: Path,  # the table of tiles of an earlier call, if there is one
     tiles: pd.DataFrame,  # of `read_tiles`
 ) -> None:
-    "Raise `InputError` where a folder was begun on other tiles."
+    "Raise `InputError` where a folder was started with other tiles."
     decisive = ["label", "sha256"]
     if path.exists() and not read_table(path, decisive)[decisive].equals(tiles[decisive]):
         fix = "choose another folder or delete it"
@@ -98,7 +98,7 @@ def _write_data(
     run: Run,  # open
     tables: dict[str, pd.DataFrame],  # of `_read_data`
 ) -> None:
-    "Write the tables that were read; raise `InputError` where the run was begun on other tiles."
+    "Write the tables that were read; raise `InputError` where the run was started with other tiles."
     _check_same_tiles(run.file("tiles"), tables["tiles"])
     for name, table in tables.items():
         run.write(name, table)
@@ -122,7 +122,7 @@ def compute_run_features(
     config: Config,  # its group `radiomics` is read
     tiles: pd.DataFrame,  # of `read_tiles`
     cache_dir: str | Path,  # where radiomics are cached
-    n_jobs: int | None = None,  # processes; None for one a core
+    n_jobs: int | None = None,  # processes; None for one per core
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # one feature a column; which are undefined where, and why
     "Compute or read the features of a variant; raise `InputError` where there are none."
     settings = config.radiomics
@@ -145,7 +145,7 @@ def _compute_features_quietly(
     config: Config,
     tiles: pd.DataFrame,  # of `read_tiles`
     cache_dir: str | Path,  # where radiomics are cached
-    n_jobs: int | None = None,  # processes; None for one a core
+    n_jobs: int | None = None,  # processes; None for one per core
 ) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:  # None for images alone
     "Call `compute_run_features` without its warning of undefined features."
     if config.model.modality == "image":
@@ -205,11 +205,11 @@ def _train_and_write(
 
 
 def train_run(
-    output_dir: str | Path,  # the run folder: new, empty, or begun with the same settings
+    output_dir: str | Path,  # the run folder: new, empty, or started with the same settings
     config: Config,
     data: str | Path | None = None,  # a release or a CSV of tiles; None for the synthetic cohort
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
-    n_jobs: int | None = None,  # processes; None for one a core
+    n_jobs: int | None = None,  # processes; None for one per core
 ) -> Path:  # the run folder, with its model; a baseline has none
     "Read, split, measure and fit; raise `InputError` for what cannot work. A helping process writes nothing."
     validate_run(config, training_only=True)
@@ -278,7 +278,7 @@ def predict_tiles(
     run: str | Path,  # a trained run
     data: str | Path,  # a release's folder, a CSV of tiles, or a folder of images without a table
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
-    n_jobs: int | None = None,  # processes; None for one a core
+    n_jobs: int | None = None,  # processes; None for one per core
 ) -> pd.DataFrame:  # of every usable tile; `part` is train, valid, test or new
     "Predict other tiles with a trained run; raise `InputError` where the run has no model."
     run = Run(run)
@@ -311,11 +311,11 @@ def evaluate_run(
 
 # %% ../../nbs/experiments/01_pipeline.ipynb #162ad161
 def run(
-    output_dir: str | Path,  # the run folder: new, empty, or begun with the same settings
+    output_dir: str | Path,  # the run folder: new, empty, or started with the same settings
     config: Config,
     data: str | Path | None = None,  # a release or a CSV of tiles; None for the synthetic cohort
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
-    n_jobs: int | None = None,  # processes; None for one a core
+    n_jobs: int | None = None,  # processes; None for one per core
 ) -> pd.DataFrame:  # the metrics
     "Train, predict, evaluate and report; raise `InputError` for what cannot work."
     validate_run(config)

@@ -362,7 +362,7 @@ def run_benchmark(
 
 # %% ../../nbs/experiments/07_throughput.ipynb #cfea53ef
 def _processor_name() -> str:
-    "Return the name of the processor, as far as the system says."
+    "Return the name of the processor, where the system gives it."
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

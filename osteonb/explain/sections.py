@@ -93,7 +93,7 @@ def _map_caption(
     explanation: _Explanation,
     task: str,
 ) -> str:
-    "Say which answer a map supports, and how probable it is."
+    "State which answer a map supports, and how probable it is."
     p = _task_outputs(explanation.prediction)[task]
     yes = p >= 0.5
     answer = scope_sides(task)[int(yes)].replace("_", "-")
@@ -144,7 +144,7 @@ def _gate_section(
 def _total_contribution(
     explanation: _Explanation,  # with features
 ) -> str:  # a sentence
-    "Say how far all features together moved the answers, beside the answers themselves."
+    "State how much all features together changed the answers, beside the answers themselves."
     parts = []
     for task, p in _task_outputs(explanation.prediction).items():
         if task not in explanation.features:

@@ -50,9 +50,7 @@ def _rotate_hue(
     angle: float,  # radians
 ) -> np.ndarray:  # (3, 3)
     "Return the rotation of RGB about the grey axis (Rodrigues' formula)."
-    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(
-        3
-    )  # cross product, (1, 1, 1)/√3
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # cross product, (1, 1, 1)/√3
     return np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * axis @ axis
 
 

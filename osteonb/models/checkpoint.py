@@ -91,7 +91,7 @@ def _scaler_from_dict(
 def _read_scaler(
     path: Path,  # `scaler.json`
 ) -> FeatureScaler:
-    "Read a scaler; raise `InputError` where the file holds something else."
+    "Read a scaler; raise `InputError` where the file contains something else."
     kept = read_json(path)
     try:
         scaler = _scaler_from_dict(kept)

@@ -73,7 +73,7 @@ def _example_inputs(
     n: int,  # number of tiles
     seed: int = 0,
 ) -> dict[str, Tensor]:  # `image` (n, 3, S, S) bytes, `radiomics` (n, features), as far as needed
-    "Draw tiles of noise, with features around those of training and one undefined."
+    "Generate tiles of noise, with features around those of training and one undefined."
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     if model.backbone is not None:

@@ -120,7 +120,7 @@ class Learner(L.LightningModule):
         return torch.optim.AdamW([group for group in (net, balance) if group["params"]])
 
     def setup(self, stage: str) -> None:
-        "Ask for determinism in this process, and learn which shard of a batch is its own."
+        "Switch on determinism in this process, and find its shard of a batch."
         set_seed(self.config.training.seed)
         # advice on workers, which tiles in memory do not need
         warnings.filterwarnings("ignore", module="lightning")
@@ -137,7 +137,7 @@ class Learner(L.LightningModule):
         return self.net.answer(image, batch.get("radiomics"))
 
     def on_train_start(self) -> None:
-        "Tell the datasets which shard to read."
+        "Set the shard that the datasets read."
         for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
             batches.dataset.shard = self.shard
 

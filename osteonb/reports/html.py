@@ -228,7 +228,7 @@ def html_table(
 def _anchor(
     title: str,  # of a section
 ) -> str:  # lower-case letters and digits joined by dashes
-    "Return the name by which a table of contents finds a section."
+    "Return the anchor by which a table of contents links to a section."
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
@@ -301,7 +301,7 @@ def _is_text_column(
     name: str,  # of a column
     table: pd.DataFrame,  # that it belongs to
 ) -> bool:
-    "Say whether a column holds text; `value` does only beside `what`, in a table of settings."
+    "Return whether a column contains text; `value` does only beside `what`, in a table of settings."
     return name in table and name in _TEXT_COLUMNS and (name != "value" or "what" in table)
 
 

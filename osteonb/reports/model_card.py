@@ -85,7 +85,7 @@ def _input_lines(
     config: Config,  # of the run
     features: list[str] | None,  # that enter the model, in order; None for images only
 ) -> list[str]:
-    "Say what the model looks at."
+    "Describe the inputs of the model."
     lines = []
     if config.model.modality != "radiomics":
         side = config.model.image_size
@@ -99,11 +99,11 @@ def _input_lines(
 
 
 def _training_lines(
-    tiles: pd.DataFrame,  # that entered
+    tiles: pd.DataFrame,  # of the run, without excluded rows
     folds: pd.DataFrame,  # `part` of each tile
-    test_patient: str,  # who was held out
+    test_patient: str,  # the held-out patient
 ) -> list[str]:
-    "Say what the model was trained on."
+    "Describe the tiles that the model was trained on."
     is_train = folds.part == "train"
     counts = class_counts(tiles.join(folds), "part").rename(columns=TITLES).rename_axis("part")
     n_patients = tiles.patient[is_train].nunique()

@@ -335,7 +335,7 @@ def plot_features(
     note: str = "",  # printed at the foot
     n: int = 6,  # features shown at most
 ) -> Figure:  # a panel for each feature
-    "Draw by class the features that differ most, as a description and no selection."
+    "Draw by class the features that differ most, as a description, not a selection."
     unknown = features.index.difference(tiles.index)
     if len(unknown):
         raise InputError(

@@ -40,12 +40,12 @@ from .style import figure_to_html
 
 # %% ../../nbs/reports/04_run_page.ipynb #54625727
 def _data_section(
-    tiles: pd.DataFrame,  # that entered
+    tiles: pd.DataFrame,  # of the run, without excluded rows
     folds: pd.DataFrame,  # `part` of each tile
-    excluded: pd.DataFrame,  # with `reason`
+    excluded: pd.DataFrame,  # rows that were left out, with `reason`
     note: str,  # printed on figures
 ) -> str:
-    "Return the section of the tiles, the exclusions and the parts."
+    "Return the section on the tiles, the exclusions and the parts."
     text = (
         f"{len(tiles)} tiles of {tiles.patient.nunique()} patients and {tiles.slide.nunique()} slides entered; "
         f"{len(excluded)} rows did not, and are listed in excluded.csv."
@@ -71,22 +71,22 @@ _RESULTS_TEXT = (
 
 def _results_section(
     predictions: pd.DataFrame,  # of validation and test tiles
-    metrics: pd.DataFrame,  # of `evaluate`
+    metrics: pd.DataFrame,  # as `evaluate` returns them
     note: str,  # printed on figures
 ) -> str:
     "Return the section of metrics, confusion matrix and ROC curves."
     scopes = [TITLES.get(scope, "Three classes") for scope in metrics.scope]
-    every = metrics.assign(scope=scopes).set_index("scope")
-    limits = validation_thresholds(predictions).drop(columns="fold")
-    limits = limits.set_index("scope").rename(index=TITLES)
+    all_metrics = metrics.assign(scope=scopes).set_index("scope")
+    thresholds = validation_thresholds(predictions).drop(columns="fold")
+    thresholds = thresholds.set_index("scope").rename(index=TITLES)
     return html_section(
         "Results on the test patient",
         _RESULTS_TEXT,
         html_table(summarize(metrics)),
         figure_to_html(plot_confusion(predictions, note), "Confusion matrix of the test part"),
         figure_to_html(plot_roc(predictions, note), "ROC curves of both tasks and of each class"),
-        html_details("Every metric", html_table(every)),
-        html_details("Thresholds, as validation fixed them", html_table(limits)),
+        html_details("Every metric", html_table(all_metrics)),
+        html_details("Thresholds, as validation fixed them", html_table(thresholds)),
     )
 
 # %% ../../nbs/reports/04_run_page.ipynb #e316099e
@@ -95,8 +95,8 @@ def _learning_part(
     config: Config,  # `training.task_weighting` is read
     note: str,  # printed on the figure
 ) -> str:
-    "Return the learning curves; the clamp belongs to weights that are learned as in the paper's code."
-    # imported here, since a page of a baseline needs no torch
+    "Return the learning curves; only weights that are learned as in the paper's code have a clamp."
+    # imported here, because the page of a baseline does not need torch
     from osteonb.models.loss import WEIGHT_CLAMP
 
     clamp = None if config.training.task_weighting == "kendall" else WEIGHT_CLAMP
@@ -108,7 +108,7 @@ def _gate_part(
     predictions: pd.DataFrame,  # with `gate_image`
     note: str,  # printed on the figure
 ) -> str:
-    "Return the figure of the gate, or say that there is none."
+    "Return the figure of the gate, or a sentence that there is none."
     if predictions.gate_image.isna().all():
         return _paragraph("This variant has no gate.")
     return figure_to_html(plot_gate(predictions, note), "Weight of the image by class")
@@ -118,7 +118,7 @@ def _training_section(
     run: Run,  # with its predictions
     note: str,  # printed on figures
 ) -> str:
-    "Return the section of the training, or of the baseline that was fitted instead."
+    "Return the section on the training, or on the baseline that was fitted instead."
     config = run.config
     if config.model.estimator != "network":
         text = (
@@ -139,7 +139,7 @@ def _training_section(
 def _scaler_sentences(
     run: Run,  # with features
 ) -> tuple[str, str]:  # what enters the model; what was dropped
-    "Say which features enter the model, as the run's own scaler has it."
+    "Return sentences on the features that enter the model, as the run's own scaler records them."
     scale = run.config.radiomics.feature_scaling
     if run.config.model.estimator != "network":
         enter = (
@@ -168,8 +168,8 @@ def _undefined_table(
 def _features_section(
     run: Run,  # with its predictions
     note: str,  # printed on the figure
-) -> str:  # empty for a run that is shown images only
-    "Return the section of the features: how many there are, which are undefined, how they differ by class."
+) -> str:  # empty for an image-only run
+    "Return the section on the features: how many there are, which are undefined, how they differ by class."
     if run.features is None:
         return ""
     tiles, folds, features = run.load_tables()
@@ -200,9 +200,9 @@ _HEADLINES = {
 
 
 def _headline(
-    metrics: pd.DataFrame,  # of `evaluate`
+    metrics: pd.DataFrame,  # as `evaluate` returns them
 ) -> dict[str, float]:  # name -> value, rounded as in the table of results
-    "Return the figures that stand above all sections."
+    "Return the main metrics, which the page shows above all sections."
     values = metrics.set_index(["scope", "metric"]).value.round(3)
     return {name: values[pair] for name, pair in _HEADLINES.items()}
 
@@ -211,7 +211,7 @@ def _subtitle(
     config: Config,  # of the run
     note: str,  # where the tiles come from, if they are synthetic
 ) -> str:
-    "Return what kind of model a run has, in one line."
+    "Return one line that describes the run's model."
     model = config.model
     backbone = "no backbone" if model.modality == "radiomics" else model.backbone
     parts = [model.modality, model.head, backbone, f"preset {config.preset}"]

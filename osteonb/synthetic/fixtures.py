@@ -53,11 +53,11 @@ def real_data_folder() -> Path | None:  # the unpacked release, or None where it
 # %% ../../nbs/synthetic/05_fixtures.ipynb #63549201
 def _show_pictures(
     pictures: list,  # arrays or Pillow images; None leaves a gap
-    titles: list[str],  # one for each picture
-    columns: int = 6,  # pictures in a row
-    side: float = 1.6,  # of a picture, inches
+    titles: list[str],  # one for each image
+    columns: int = 6,  # images in a row
+    side: float = 1.6,  # of an image, inches
 ) -> "IPython.display.Image":
-    "Show pictures in rows as one small JPEG, marked as synthetic."
+    "Show images in rows as one small JPEG, marked as synthetic."
     import matplotlib.pyplot as plt  # not at the top: fixtures need no figures
     from IPython.display import Image
 

@@ -72,10 +72,10 @@ def _find_mistakes(
 def _draw_mistake(
     ax: plt.Axes,  # the panel
     title: str,  # of the panel
-    path: object,  # of the picture; not a path where there is none
-    size_px: int,  # largest side of the picture, pixels
+    path: object,  # of the image; not a path where there is none
+    size_px: int,  # largest side of the image, pixels
 ) -> None:
-    "Draw the picture of a tile, or write why there is none."
+    "Show the image of a tile, or write why there is none."
     ax.set_title(title, fontsize=9)
     image, reason = open_image(path) if isinstance(path, (str, Path)) else (None, "no file")
     if image is None:
@@ -86,13 +86,13 @@ def _draw_mistake(
 
 
 def _plot_mistakes(
-    tiles: pd.DataFrame,  # indexed by tile, with `path` where there are pictures
+    tiles: pd.DataFrame,  # indexed by tile, with `path` where there are images
     predictions: pd.DataFrame,  # of one variant, indexed by tile, seeds averaged
-    n: int = 6,  # pictures at most, at least 1
+    n: int = 6,  # number of images at most, at least 1
     note: str = "",  # printed at the foot
-    size_px: int = 200,  # largest side of a picture, pixels
-) -> Figure:  # three pictures in a row
-    "Draw the worst mistakes with their pictures."
+    size_px: int = 200,  # largest side of an image, pixels
+) -> Figure:  # three images in a row
+    "Show the images of the worst mistakes."
     if n < 1:
         raise InputError(f"n: got {n}, wanted at least 1 picture")
     table = _find_mistakes(predictions)

@@ -55,7 +55,7 @@ def _grid_run_answers(
     split: str,  # `patient` or `tile`
     fold: str,  # a patient, or "1" to "5"
     seed: int,  # of the grid run
-    rng: np.random.Generator,  # that the numbers are drawn from
+    rng: np.random.Generator,  # source of random numbers
 ) -> pd.DataFrame:  # predictions of test tiles and of a quarter of the others
     "Draw the predictions of one grid run."
     number = np.arange(len(tiles))
@@ -81,7 +81,7 @@ def _grid_run_history(
     split: str,  # `patient` or `tile`
     fold: str,  # a patient, or "1" to "5"
     seed: int,  # of the grid run
-    rng: np.random.Generator,  # that the numbers are drawn from
+    rng: np.random.Generator,  # source of random numbers
 ) -> pd.DataFrame:  # a row for each epoch
     "Draw the history of one grid run; a flat head has no weights."
     epochs = np.arange(int(rng.integers(12, 30)))
@@ -384,7 +384,7 @@ _GRID_SETTINGS = dict(
 
 
 def _example_grid() -> Path:  # a grid folder; read-only
-    "Return a grid folder as `run_grid` leaves it, made once and shared."
+    "Return a grid folder as `run_grid` writes it, made once and shared."
     folder = fixtures_dir() / "example-grid"
     folder.mkdir(exist_ok=True)
     with folder_lock(folder, wait=True):

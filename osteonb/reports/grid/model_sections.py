@@ -188,7 +188,7 @@ def _mistakes_section(
     reference: str,  # its name
     note: str = "",  # printed on the figure
 ) -> str:
-    "Return the section of the reference's worst mistakes, with pictures where there are any."
+    "Return the section on the reference's worst mistakes, with images where there are any."
     if mean is None:
         return html_section(
             "Mistakes", f"The reference, {reference}, was not run on held-out patients."

@@ -102,7 +102,7 @@ def _grid_sections(
 
 # %% ../../../nbs/reports/grid/10_page.ipynb #775cacd2
 def grid_report(
-    folder: str | Path,  # as `run_grid` leaves it
+    folder: str | Path,  # as `run_grid` writes it
 ) -> Path:  # `report.html` in it
     "Write one self-contained page from a grid folder's tables; raise `InputError` where a table is missing."
     folder = Path(folder)

@@ -135,7 +135,7 @@ def _claims_section(
     differences: pd.DataFrame,  # of the whole grid
     n_patients: int,  # under test
 ) -> str:
-    "Return what the grid says of each claim of the paper, and by which rule."
+    "Return the section on each claim of the paper, with its verdict and the rule."
     if not len(claims):
         return html_section("The paper's claims", "No claim was put to this grid.")
     n_comparisons = differences[differences.split == "patient"].comparison.nunique()
@@ -183,7 +183,7 @@ def _results_text(
     grid: dict,  # `draws`, `reference`
     tiles: pd.DataFrame,  # with `label`
 ) -> str:
-    "Say how the results are to be read."
+    "Explain how the results are to be read."
     most_frequent = tiles.label.value_counts(normalize=True).iloc[0]
     return (
         "Test tiles of all held-out patients pooled, seeds averaged. Always naming the most frequent class would be "
@@ -238,7 +238,7 @@ def _results_section(
 def _differences_text(
     differences: pd.DataFrame,  # between variants, with `family`
 ) -> str:
-    "Say how the differences are to be read."
+    "Explain how the differences are to be read."
     families = differences.family.dropna().astype(int).unique()
     return (
         "Each is the first variant minus the second, on the same tiles. p comes from resampled slides, corrected after "

@@ -24,7 +24,7 @@ _PALETTE = ("#332288", "#CC6677", "#999933", "#882255", "#88CCEE", "#AA4499")
 
 def _variant_colors(
     names: Iterable,  # of all variants of a grid, in its order; repeated names count once
-) -> dict[str, str]:  # name -> color, to be handed to each figure of that grid
+) -> dict[str, str]:  # name -> color, to be passed to each figure of that grid
     "Return the color that a variant has in all figures."
     return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
 
@@ -46,7 +46,7 @@ def _line_styles(
 def _check_colors(
     colors: dict | None,  # of the whole grid, or None
     names: list,  # of the variants in a table
-) -> dict:  # the colors handed in, or those of the table
+) -> dict:  # the given colors, or those of the table
     "Return colors that cover the variants of a table; raise `InputError` where one has none."
     if colors is None:
         return _variant_colors(names)
@@ -86,7 +86,7 @@ def _empty_figure(
 # %% ../../../nbs/reports/grid/01_style.ipynb #0a45647b
 def _first_variants(
     names: Iterable,  # of variants, in order; repeated names count once
-    limit: int,  # how many are drawn
+    limit: int,  # how many are plotted
     note: str = "",  # to be printed at the foot
 ) -> tuple[list, str]:  # the names to draw; the note, which says if some are not drawn
     "Return the first few variants of a table."

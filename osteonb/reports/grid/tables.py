@@ -68,7 +68,7 @@ def _read_optional_table(
 
 # %% ../../../nbs/reports/grid/06_tables.ipynb #f59049a2
 def _read_grid_tables(
-    folder: str | Path,  # as `run_grid` leaves it
+    folder: str | Path,  # as `run_grid` writes it
 ) -> tuple[dict, dict]:  # `grid.json`; name -> table, the audit's as `audit/<name>`
     "Read a grid folder; raise `InputError` where a required table is missing."
     folder = Path(folder)
@@ -186,7 +186,7 @@ def _format_p_value(
 def _has_text(
     column: pd.Series,  # of any kind
 ) -> bool:
-    "Say whether a column has anything to show."
+    "Return whether a column has anything to show."
     return bool(column.astype(str).str.len().sum())
 
 
