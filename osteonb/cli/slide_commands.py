@@ -17,9 +17,9 @@ from ..core.errors import InputError
 # %% ../../nbs/cli/06_slide_commands.ipynb #e5fe7fc1
 def _values_by_slide(
     file: Path,  # a CSV whose first column is `slide`
-    column: str,  # the column to read
+    column: str,  # the column that is wanted
 ) -> dict[str, Any]:  # slide's file name -> its value
-    "Read one value for each slide; raise `InputError` where a column or a value is missing."
+    "Read what is known of each slide; raise `InputError` where a column or a value is missing."
     from osteonb.core.files import read_table
 
     table = read_table(file, [column])
@@ -41,7 +41,7 @@ def _print_shift(
     folders: list[Path],  # the results of these slides
     file: Path,  # the table to write
 ) -> None:
-    "Print the shift estimated from slides of known ratio, and the error that remains."
+    "Print the shift that is right for known slides, and the error that remains."
     from osteonb.core.files import write_table
     from osteonb.slides.shift import calibrate_shift
 
@@ -62,7 +62,7 @@ def _analyze_folder(
     known: Path | None,  # of `--known`
     **settings,  # of `analyze_slides`
 ) -> bool:  # whether every slide could be analyzed
-    "Analyze a folder of slides; print a line for each, and the shift from slides of known ratio."
+    "Analyze a folder of slides; print a line for each, and what known slides say."
     from osteonb.slides.analysis import analyze_slides
     from osteonb.slides.shift import check_known_ratios
 

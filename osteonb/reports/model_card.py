@@ -85,7 +85,7 @@ def _input_lines(
     config: Config,  # of the run
     features: list[str] | None,  # that enter the model, in order; None for images only
 ) -> list[str]:
-    "Describe the inputs of the model."
+    "Say what the model looks at."
     lines = []
     if config.model.modality != "radiomics":
         side = config.model.image_size
@@ -93,17 +93,17 @@ def _input_lines(
         lines.append(f"`image`: {side} × {side} bytes, {tile}")
     if features is not None:
         names = ", ".join(features)
-        order = "as `osteonb_features` measures them, in this order"
+        order = "as `osteonb features` measures them, in this order"
         lines.append(f"`radiomics`: {len(features)} features {order}: {names}")
     return lines
 
 
 def _training_lines(
-    tiles: pd.DataFrame,  # of the run, without excluded rows
+    tiles: pd.DataFrame,  # that entered
     folds: pd.DataFrame,  # `part` of each tile
-    test_patient: str,  # the held-out patient
+    test_patient: str,  # who was held out
 ) -> list[str]:
-    "Describe the tiles that the model was trained on."
+    "Say what the model was trained on."
     is_train = folds.part == "train"
     counts = class_counts(tiles.join(folds), "part").rename(columns=TITLES).rename_axis("part")
     n_patients = tiles.patient[is_train].nunique()
