@@ -41,10 +41,10 @@ from ..models.checkpoint import load_model
 from ..models.fusion import TrainedModel
 from ..models.prediction import predict
 from osteonb.reports.html import (
-    headline_numbers,
+    html_numbers,
     html_section,
     html_table,
-    table_of_contents,
+    html_contents,
     warning_box,
     write_page,
 )
@@ -90,9 +90,9 @@ def _write_tile_page(
         f"<h1>{escape(str(explanation.tile.name))}</h1>",
         f'<p class="soft">{escape(_tile_summary(explanation, config))}</p>',
         link,
-        headline_numbers({TITLES[c]: float(explanation.prediction[f"p_{c}"]) for c in CLASSES}),
+        html_numbers({TITLES[c]: float(explanation.prediction[f"p_{c}"]) for c in CLASSES}),
         warning_box(_tile_warnings(explanation, config)),
-        table_of_contents(sections),
+        html_contents(sections),
     ]
     foot = '<p class="soft">For research only; no part of this is a diagnosis.</p>'
     return write_page(path, f"osteonb: {explanation.tile.name}", [*head, *sections, foot])
@@ -274,7 +274,7 @@ def _write_index_page(
     head = [
         f"<h1>Explanations of {n_tiles} tiles</h1>",
         warning_box(warnings),
-        table_of_contents(sections),
+        html_contents(sections),
     ]
     return write_page(path, "osteonb: explanations", [*head, *sections])
 

@@ -21,7 +21,7 @@ from osteonb.reports.html import (
     _page_heading,
     _paragraph,
     _RESEARCH_NOTE,
-    headline_numbers,
+    html_numbers,
     html_details,
     html_section,
     html_table,
@@ -235,7 +235,7 @@ def run_report(
     parts = [
         _page_heading(f"osteonb: {patient} held out", _subtitle(config, note)),
         warning_box(run_warnings(config, tiles, folds)),
-        headline_numbers(_headline(metrics)),
+        html_numbers(_headline(metrics)),
         _results_section(predictions, metrics, note),
         _data_section(tiles, folds, run.excluded, note),
         _training_section(run, note),

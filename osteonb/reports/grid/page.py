@@ -33,8 +33,8 @@ from osteonb.reports.html import (
     _page_heading,
     _paragraph,
     _RESEARCH_NOTE,
-    headline_numbers,
-    table_of_contents,
+    html_numbers,
+    html_contents,
     warning_box,
     write_page,
 )
@@ -113,9 +113,9 @@ def grid_report(
     parts = [
         _page_heading(title, _subtitle(grid, tables)),
         warning_box(_grid_warnings(grid, tables)),
-        table_of_contents(sections),
+        html_contents(sections),
         _paragraph(f"The reference “{grid['reference']}” on held-out patients:"),
-        headline_numbers(_headline(held_out, grid["reference"])),
+        html_numbers(_headline(held_out, grid["reference"])),
         *sections,
         _RESEARCH_NOTE,
     ]
