@@ -108,7 +108,7 @@ def _training_lines(
     counts = class_counts(tiles.join(folds), "part").rename(columns=TITLES).rename_axis("part")
     n_patients = tiles.patient[is_train].nunique()
     text = (
-        f"{is_train.sum()} tiles of {n_patients} patients; {test_patient} was held out whole, and validation slides "
+        f"{is_train.sum()} tiles of {n_patients} patients; {test_patient} was held out, and validation slides "
         "share no slide with training."
     )
     return [text, "", _to_markdown(counts)]
@@ -151,7 +151,7 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "What it looks at": _input_lines(
+        "Inputs": _input_lines(
             config, None if scaler is None else list(scaler.mean.index)
         ),
         "Limits": run_warnings(config, tiles, folds),

@@ -65,7 +65,7 @@ def _data_section(
 _RESULTS_TEXT = (
     "Decisions are the most probable class. Thresholds for a sensitivity or specificity of 90 % were fixed on "
     "validation tiles and then applied; what the test curve itself would give is listed under its own name, since it "
-    "is chosen with the answers at hand. A dash is undefined, with the reason beside it."
+    "is chosen with the true labels. A dash is undefined, with the reason beside it."
 )
 
 
@@ -86,7 +86,7 @@ def _results_section(
         figure_to_html(plot_confusion(predictions, note), "Confusion matrix of the test part"),
         figure_to_html(plot_roc(predictions, note), "ROC curves of both tasks and of each class"),
         html_details("Every metric", html_table(all_metrics)),
-        html_details("Thresholds, as validation fixed them", html_table(thresholds)),
+        html_details("Thresholds fixed on validation", html_table(thresholds)),
     )
 
 # %% ../../nbs/reports/04_run_page.ipynb #e316099e

@@ -49,7 +49,7 @@ def _cohort_warnings(
     warnings = [_SYNTHETIC_WARNING] if grid.get("cohort") == "synthetic" else []
     if n_tiles < _FEW_TILES:
         warnings.append(
-            f"Only {n_tiles} tiles: these figures are a smoke signal that the pipeline runs, not a result."
+            f"Only {n_tiles} tiles: these figures show that the pipeline runs, and are no result."
         )
     if n_missing:
         planned = tables["variants"].cells.sum()
