@@ -94,7 +94,7 @@ def test_every_module_imports(bin, alone):
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_modules_load_little(bin, alone, name):
     "No heavy package comes with a module that does not need it."
-    modules = [module for module in MODULES if module.startswith(f"osteonb.{name}")]
+    modules = [module for module in MODULES if f"{module}.".startswith(f"osteonb.{name}.")]
     code = (
         f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"
         f"print(*({HEAVY} & set(sys.modules)))"
