@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "leave_one_patient_out",
             "random_tile_folds",
         ],
-        "overlaps": ["find_overlaps"],
+        "overlaps": ["assign_groups", "find_overlaps"],
         "leakage": ["Audit", "audit"],
     },
 )
