@@ -101,17 +101,14 @@ def _input_lines(
 def _training_lines(
     tiles: pd.DataFrame,  # that entered
     folds: pd.DataFrame,  # `part` of each tile
-    test_patient: str,  # who was held out
+    test_group: str,  # which group was held out
 ) -> list[str]:
     "Say what the model was trained on."
     is_train = folds.part == "train"
     counts = class_counts(tiles.join(folds), "part").rename(columns=TITLES).rename_axis("part")
     n_patients = tiles.patient[is_train].nunique()
-    text = (
-        f"{is_train.sum()} tiles of {n_patients} patients; {test_patient} was held out, and validation slides "
-        "share no slide with training."
-    )
-    return [text, "", _to_markdown(counts)]
+    text = f"{is_train.sum()} tiles of {n_patients} patients; {test_group} was held out."
+    return [f"{text} {_split_text(tiles, folds)}", "", _to_markdown(counts)]
 
 
 def _origin_lines(
@@ -151,11 +148,9 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(
-            config, None if scaler is None else list(scaler.mean.index)
-        ),
+        "Inputs": _input_lines(config, None if scaler is None else list(scaler.mean.index)),
         "Limits": run_warnings(config, tiles, folds),
-        "Trained on": _training_lines(tiles, folds, config.data.test_patient),
+        "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
         "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],
         "How it was made": _origin_lines(run),
         "Licence, citation": citation,
