@@ -67,8 +67,8 @@ def _larger_group_text(
     if asked == group:
         return ""
     others = sorted(set(tiles.patient[tiles.group == group]) - {asked})
-    reason = f"{', '.join(others)} held out too, in the same group: scans are shared"
-    return f"test_group {asked!r}: {reason}; name the group {group!r} to ask for all of it"
+    names = abbreviate(others)
+    return f"test_group {asked!r}: {names} held out too, since scans are shared: group {group!r}"
 
 # %% ../../nbs/experiments/01_pipeline.ipynb #18401715
 def _data_or_cohort(

@@ -20,6 +20,7 @@ from ..data.splits import class_counts
 from ..evaluation.bootstrap import intervals
 from ..evaluation.tables import run_warnings, summarize
 from ..models.checkpoint import load_model
+from .run_page import _split_text
 
 # %% ../../nbs/reports/06_model_card.ipynb #b0df488a
 _TAGS = ("pathology", "histology", "osteosarcoma", "radiomics", "research-only")
@@ -70,13 +71,12 @@ def _format_interval(
 
 def _headline_figures(
     predictions: pd.DataFrame,  # of a run, with its test part
-) -> pd.DataFrame:  # indexed by metric: value, 95 % intervals over slides and patients, tiles
+) -> pd.DataFrame:  # indexed by metric: value, 95 % interval over the test group's scans, tiles
     "Return the metrics of a run on its test part as text."
     table = summarize(intervals(predictions), digits=None).dropna(subset="value")
     columns = {"value": table.value.map("{:.3f}".format)}
-    for by in ("slide", "patient"):
-        bounds = table[[f"{by}_low", f"{by}_high"]].to_numpy(float)
-        columns[f"over {by}s"] = [_format_interval(low, high) for low, high in bounds]
+    bounds = table[["scan_low", "scan_high"]].to_numpy(float)
+    columns["over these scans"] = [_format_interval(low, high) for low, high in bounds]
     columns["tiles"] = table.n.astype(int)
     return pd.DataFrame(columns, index=table.index).rename_axis("test part")
 
@@ -130,7 +130,8 @@ _INTENDED_USE = [
     "A tile of an H&E slide is sorted into non-tumor, non-viable tumor and viable tumor.",
 ]
 _INTERVALS_NOTE = (
-    "Each tile judged once. The intervals are of 1000 draws of slides, and of patients."
+    "Each tile judged once. The intervals are of 1000 draws of the scans that were tested, and conditional "
+    "on them; one held-out group does not show how results vary between patients."
 )
 
 
