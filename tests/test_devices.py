@@ -56,7 +56,7 @@ def test_two_machines_give_what_one_gives(tmp_path):
     settings = "tile_size=64 image_size=32 backbone=convnext_atto pretrained_weights=none freeze_backbone=false augment=true max_epochs=2 min_epochs=2 batch_size=9"
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     def train(folder, more, *launcher):
-        words = [*launcher, bin/"osteonb", "train", "--out", tmp_path/folder, "--data", data, "--test-patient", "Case-904", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
+        words = [*launcher, bin/"osteonb", "train", "--out", tmp_path/folder, "--data", data, "--test-group", "Case-904", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
         return subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     def end(process):
         said = process.communicate(timeout=300)

@@ -668,7 +668,7 @@ def run_folder(folder, **settings):
     from osteonb.models.fusion import TrainedModel, make_network
     from osteonb.models.scaling import fit_scaler
     random = np.random.default_rng(0)
-    config = configure(width=8, gate_width=4, feature_scaling="rank", test_patient="C", backbone="test_efficientnet", pretrained_weights="none", image_size=32, **settings)
+    config = configure(width=8, gate_width=4, feature_scaling="rank", test_group="C", backbone="test_efficientnet", pretrained_weights="none", image_size=32, **settings)
     index = pd.Index([f"t{i}" for i in range(12)], name="tile")
     paths = [folder.parent/f"{t}.png" for t in index]
     for path in paths: Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)

@@ -51,7 +51,7 @@ def test_config_is_read(run):
     "Settings have new names and groups, and the same values."
     config = run.config
     assert config == configure(
-        test_patient="Case-904", tile_size=64, modality="radiomics", feature_classes=("firstorder",),
+        test_group="Case-904", tile_size=64, modality="radiomics", feature_classes=("firstorder",),
         masks=("tile",), n_features=4, width=4, pretrained_weights="none", max_epochs=6, min_epochs=6,
         mc_dropout_passes=2, lr=0.01,
     )

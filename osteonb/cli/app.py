@@ -138,7 +138,7 @@ def _measure_precision() -> str:  # `fp32` or `bf16`
 def _make_config(
     data: Path | None,  # a release or a list of tiles; None for the synthetic cohort
     preset: str | None,  # `quick` or `paper`; None for `quick`, or for the preset of the file
-    test_patient: str | None,  # the patient to hold out
+    test_group: str | None,  # the group to hold out, or a patient in it
     settings: list[str],  # of `--set`
     file: Path | None = None,  # of `--config`
 ) -> Any:  # a `Config`
@@ -151,10 +151,10 @@ def _make_config(
     chosen = _parse_settings(settings)
     if chosen.get("precision") == "auto":
         chosen["precision"] = _measure_precision()
-    if test_patient:
-        chosen["test_patient"] = test_patient
+    if test_group:
+        chosen["test_group"] = test_group
     elif data is None and not file:
-        chosen.setdefault("test_patient", SYNTHETIC_TEST_PATIENT)
+        chosen.setdefault("test_group", SYNTHETIC_TEST_PATIENT)
     return read_config(file).replace(**chosen) if file else configure(preset or "quick", **chosen)
 
 # %% ../../nbs/cli/01_app.ipynb #ab85b41d
@@ -207,7 +207,14 @@ _Data = Annotated[
         help="A TCIA release, or a CSV that lists tiles; without it a synthetic cohort is generated."
     ),
 ]
-_TestPatient = Annotated[str | None, typer.Option(help="The patient to hold out; default Case-4.")]
+_TestGroup = Annotated[
+    str | None,
+    typer.Option(
+        "--test-group",
+        help="The group to hold out, or a patient in it; default Case-4, and who shares its scans.",
+    ),
+]
+_TestPatient = Annotated[str | None, typer.Option("--test-patient", hidden=True)]  # the old name
 _Preset = Annotated[
     str | None,
     typer.Option(

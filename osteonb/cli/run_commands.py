@@ -24,6 +24,7 @@ from osteonb.cli.app import (
     _Preset,
     _print_table,
     _Set,
+    _TestGroup,
     _TestPatient,
     _use_device,
 )
@@ -46,6 +47,7 @@ def _print_results(
 def _run(
     out: _Out,
     data: _Data = None,
+    test_group: _TestGroup = None,
     test_patient: _TestPatient = None,
     preset: _Preset = None,
     config: _ConfigFile = None,
@@ -56,7 +58,7 @@ def _run(
 ) -> None:
     "Read, split, measure, train, predict, evaluate: from tiles to a report."
     _use_device(device)
-    chosen = _make_config(data, preset, test_patient, settings, config)
+    chosen = _make_config(data, preset, test_group or test_patient, settings, config)
     from osteonb.experiments.pipeline import run
 
     _print_results(run(out, chosen, data, cache, n_jobs), out)
@@ -66,6 +68,7 @@ def _run(
 def _train(
     out: _Out,
     data: _Data = None,
+    test_group: _TestGroup = None,
     test_patient: _TestPatient = None,
     preset: _Preset = None,
     config: _ConfigFile = None,
@@ -76,7 +79,7 @@ def _train(
 ) -> None:
     "Read, split, measure and train; resumes where it was interrupted."
     _use_device(device)
-    chosen = _make_config(data, preset, test_patient, settings, config)
+    chosen = _make_config(data, preset, test_group or test_patient, settings, config)
     from osteonb.core.runs import Run
     from osteonb.experiments.pipeline import train_run
     from osteonb.models.training import is_worker_process

@@ -22,14 +22,16 @@ from .settings import _Group, _group_settings, _Range, _Setting
 class _DataConfig(_Group):
     "Hold the settings that choose and divide the tiles."
 
-    # the patient that is held out; Case-4 is the release's only one with all three classes
-    test_patient: str = "Case-4"
+    # the group that is held out, or a patient in it; Case-4's holds all three classes
+    test_group: str = "Case-4"
     # what the release's mixed tiles count as; `drop` leaves them out
     mixed_label: Literal["non-viable", "viable", "drop"] = "non-viable"
     # side of every tile, pixels; a tile of another size is excluded
     tile_size: Annotated[int, _Range(8, 100_000)] = 1024
-    # fraction of the training patients' tiles held out by slide for validation, in (0, 0.5]
+    # fraction of the training groups' tiles that validates, about, in (0, 0.5]
     valid_fraction: Annotated[float, _Range(1e-9, 0.5)] = 0.2
+    # validation by whole scans, or by a whole group where one has all classes
+    valid_by: Literal["scan", "group"] = "scan"
 
 # %% ../../nbs/core/05_config.ipynb #4cc49ee4
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ def configure(
 # %% ../../nbs/core/05_config.ipynb #7048c06a
 # names of version 0.1 -> today's
 _OLD_NAMES = dict(
+    test_patient="test_group",
     mixed="mixed_label",
     valid_share="valid_fraction",
     features="feature_source",
@@ -317,10 +320,13 @@ def _group_pairs(
 ) -> list[tuple[str, Any]]:  # leaf name and value
     "Return the settings of a group; raise `InputError` for one that does not belong to it."
     allowed = _group_settings(_GROUPS[group])
-    for name in settings:
-        if name not in allowed:
+    pairs = []
+    for name, value in settings.items():
+        known = _OLD_NAMES.get(name, name)
+        if known not in allowed:
             raise unknown_name_error(f"setting of {group!r}:", name, allowed)
-    return list(settings.items())
+        pairs.append((known, value))
+    return pairs
 
 # %% ../../nbs/core/05_config.ipynb #cf524ca9
 def _read_toml(

@@ -52,6 +52,8 @@ _COLUMNS = dict(
     folds=("fold", "part"),
     predictions=("fold", "seed", "patient", "slide", "label", *PROBABILITY_COLUMNS),
 )
+# columns that older folders lack -> the column that takes their place
+_SUBSTITUTES = dict(scan="slide", group="patient")
 
 # %% ../../nbs/core/07_runs.ipynb #5f30deed
 def _path_inside(
@@ -155,6 +157,20 @@ class _RunFolder:
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
         return "\n".join(rows)
 
+# %% ../../nbs/core/07_runs.ipynb #4c3ebec7
+def _with_groups(
+    table: pd.DataFrame,  # tiles or predictions, with `patient` and `slide`
+) -> pd.DataFrame:  # with `scan` and `group` after `slide`
+    "Return a table with scans and groups; names take their place where an older folder has none."
+    table = table.copy()
+    for name, substitute in _SUBSTITUTES.items():
+        if name not in table:
+            values = table[substitute]
+            table.insert(table.columns.get_loc("slide") + 1, name, values)
+    first = list(table.columns[: table.columns.get_loc("slide") + 1])
+    others = [name for name in table if name not in (*first, *_SUBSTITUTES)]
+    return table[[*first, *_SUBSTITUTES, *others]]
+
 # %% ../../nbs/core/07_runs.ipynb #wt000002
 def _wrong_table(
     name: str,  # "tiles", "folds" or "features"
@@ -211,7 +227,7 @@ class Run(_RunFolder):
         return read_config(self.file("config"))
 
     @property
-    def tiles(self) -> pd.DataFrame:  # indexed by tile: `path, patient, slide, label, sha256`, …
+    def tiles(self) -> pd.DataFrame:  # indexed by tile: `path, patient, slide, scan, group`, …
         "Read the tiles that entered."
         return self._table("tiles")
 
@@ -261,11 +277,16 @@ class Run(_RunFolder):
             if wrong := _wrong_table(name, table, tables["tiles"]):
                 raise InputError(f"{self.file(name)}: {wrong}; make the run again")
         order = tables["tiles"].index
-        return tables["tiles"], tables["folds"].loc[order], None if features is None else features.loc[order]
+        return (
+            tables["tiles"],
+            tables["folds"].loc[order],
+            None if features is None else features.loc[order],
+        )
 
     def _table(
         self,
         name: str,  # of a table in `_RUN_FILES`
     ) -> pd.DataFrame:
         "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
-        return read_table(self.file(name), _COLUMNS.get(name, ()))
+        table = read_table(self.file(name), _COLUMNS.get(name, ()))
+        return _with_groups(table) if name in ("tiles", "predictions") else table

@@ -16,11 +16,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "download": ["CITATION", "DownloadError", "download_release"],
         "splits": [
             "class_counts",
-            "hold_out_patient",
+            "hold_out_group",
+            "leave_one_group_out",
             "leave_one_patient_out",
+            "random_slide_folds",
             "random_tile_folds",
         ],
-        "overlaps": ["find_overlaps"],
+        "overlaps": ["assign_groups", "find_overlaps"],
         "leakage": ["Audit", "audit"],
     },
 )

@@ -107,7 +107,7 @@ def run_warnings(
     if config.model.pretrained_weights == "none" and config.model.modality != "radiomics":
         random = "its weights are random, since pretrained_weights is 'none'"
         warnings.append(f"The backbone is untrained: {random}.")
-    extent = f"{config.data.test_patient}, {n_tiles['test']} tiles, {test.slide.nunique()} slides"
+    extent = f"{config.data.test_group}, {n_tiles['test']} tiles, {test.slide.nunique()} slides"
     spread = "between patients the figures vary more than within one"
     unknown = "this run cannot show how much"
     warnings.append(f"One test patient ({extent}): {spread}, and {unknown}.")

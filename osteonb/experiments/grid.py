@@ -16,12 +16,15 @@ from ..core.config import Config, configure
 from ..core.errors import InputError, abbreviate, unknown_name_error
 
 # %% ../../nbs/experiments/02_grid.ipynb #8ff49978
-_SPLITS = ("patient", "tile")
+_SPLITS = ("group", "tile")
+_OLD_SPLITS = dict(patient="group")  # before it was known that patients share scans
 _SHARED_SETTINGS = (
-    "test_patient",
+    "test_group",
+    "test_patient",  # the old name
     "mixed_label",
     "tile_size",
     "valid_fraction",
+    "valid_by",
     "seed",
     "preset",
 )
@@ -39,7 +42,7 @@ class _Grid:
     claims: (
         dict  # `radiomics`, `hierarchical` -> the pair of variants that tests a claim of the paper
     )
-    # name of a variant that chooses inside the training patients -> its settings to choose from,
+    # name of a variant that chooses inside the training groups -> its settings to choose from,
     # from the simplest to the most complex
     candidates: dict
     splits: list = dataclasses.field(default_factory=lambda: list(_SPLITS))
@@ -62,7 +65,9 @@ def _variant_configs(
 
 # %% ../../nbs/experiments/02_grid.ipynb #4c07732b
 _FIXES = dict(
-    seed="write seeds = [0, 1] at the top", test_patient="every patient is held out in turn"
+    seed="write seeds = [0, 1] at the top",
+    test_group="every group is held out in turn",
+    test_patient="every group is held out in turn",
 )
 
 
@@ -85,7 +90,7 @@ def _check_shared_settings(
     source: str,  # the file, for the message
 ) -> None:
     "Raise `InputError` where `base` or a variant sets what belongs to the grid."
-    _check_settings("base", grid.base, ("seed", "test_patient"), source)
+    _check_settings("base", grid.base, ("seed", "test_group", "test_patient"), source)
     for name, settings in grid.variants.items():
         for changes in (settings, *grid.candidates.get(name, [])):
             _check_settings(name, changes, _SHARED_SETTINGS, source)
@@ -253,6 +258,9 @@ def _grid_from(
     variants, against, candidates = _split_variants(raw["variants"])
     reference = raw.get("reference", next(iter(variants)))
     claims = raw.get("claims", {})
+    numbers = {key: raw[key] for key in ("splits", "folds", "seeds", "draws") if key in raw}
+    if "splits" in numbers:
+        numbers["splits"] = [_OLD_SPLITS.get(str(name), name) for name in numbers["splits"]]
     named = [reference, *(other for other in against.values() if other is not None)]
     for pair in claims.values():
         named += pair
@@ -267,7 +275,7 @@ def _grid_from(
         comparisons=_list_comparisons(against, reference, claims),
         claims=claims,
         candidates=candidates,
-        **{key: raw[key] for key in ("splits", "folds", "seeds", "draws") if key in raw},
+        **numbers,
     )
 
 
@@ -306,6 +314,6 @@ def _setting_changes(
     for variant in (a, b):
         if variant in grid.candidates and (a in grid.candidates) != (b in grid.candidates):
             n = len(grid.candidates[variant])
-            choice = "candidates, one chosen inside the training patients"
+            choice = "candidates, one chosen inside the training groups"
             changes.append(f"{n} {choice}, in {variant!r}")
     return changes

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.config import Config
+from ..core.config import Config, _DataConfig
 from ..core.errors import InputError
 from ..core.files import atomic_write, contains_files, json_digest, write_table
 from ..core.labels import HEADS, TASKS, TITLES
-from ..data.splits import find_untrainable_tasks, leave_one_patient_out, random_tile_folds
+from ..data.splits import find_untrainable_tasks, leave_one_group_out, random_tile_folds
 from .grid import _SPLITS, _Grid, _variant_configs
 from .pipeline import _check_same_tiles
 
 # %% ../../nbs/experiments/03_grid_plan.ipynb #8e1e1bd0
 def _grid_folds(
     grid: _Grid,
-    tiles: pd.DataFrame,  # of the cohort
-    valid_fraction: float,  # approximate fraction of the training tiles that is used for validation
+    tiles: pd.DataFrame,  # of the cohort, with scans and groups
+    settings: _DataConfig,  # `valid_fraction` and `valid_by` are read
 ) -> dict[tuple[str, int], pd.DataFrame]:  # (split, seed) -> `fold` and `part` of each tile
     "Divide the tiles for every split and seed; each table lists all of its folds, one after the other."
     folds = {}
@@ -34,10 +34,11 @@ def _grid_folds(
         if split not in grid.splits:
             continue
         for seed in grid.seeds:
-            if split == "patient":
-                table = leave_one_patient_out(tiles, valid_fraction, seed)
+            fraction = settings.valid_fraction
+            if split == "group":
+                table = leave_one_group_out(tiles, fraction, seed, settings.valid_by)
             else:
-                table = random_tile_folds(tiles, grid.folds, valid_fraction, seed)
+                table = random_tile_folds(tiles, grid.folds, fraction, seed)
             folds[split, seed] = table
     return folds
 
@@ -45,9 +46,13 @@ def _grid_folds(
 def _trainable_config(
     config: Config,
     untrainable: set[str],  # tasks that cannot be learned in this fold
-) -> tuple[Config | None, str]:  # what can be run, or None; the reason for a change, or an empty text
+) -> tuple[
+    Config | None, str
+]:  # what can be run, or None; the reason for a change, or an empty text
     "Reduce a configuration to the tasks that can be learned in a fold."
-    tasks = set(HEADS[config.model.head]) & set(TASKS) or set(TASKS)  # the flat head needs both tasks
+    tasks = set(HEADS[config.model.head]) & set(TASKS) or set(
+        TASKS
+    )  # the flat head needs both tasks
     lacking = sorted(tasks & untrainable)
     if not lacking or config.model.estimator == "majority":
         return config, ""
@@ -56,7 +61,9 @@ def _trainable_config(
     learnable = sorted(tasks - untrainable)
     if config.model.head != "hierarchical" or not learnable:
         return None, reason
-    return config.replace(head=learnable[0]), f"{reason}; asked about {TITLES[learnable[0]].lower()} alone"
+    return config.replace(
+        head=learnable[0]
+    ), f"{reason}; asked about {TITLES[learnable[0]].lower()} alone"
 
 # %% ../../nbs/experiments/03_grid_plan.ipynb #d4a030cb
 @dataclass(frozen=True)
@@ -135,8 +142,8 @@ class _GridRun:
     "Describe one run of a grid: its variant, fold, settings and folder."
 
     variant: str
-    split: str  # `patient` or `tile`
-    fold: str  # the held-out patient, or the number of the fold
+    split: str  # `group` or `tile`
+    fold: str  # the held-out group, or the number of the fold
     seed: int
     configs: list[Config]  # one, or the candidates of a nested selection, simplest first
     folds: pd.DataFrame  # `fold` and `part` of each tile
@@ -152,9 +159,9 @@ def _grid_run_folder(
     folder: _GridFolder,
     variant: str,
     configs: list[Config],  # of the variant in this grid run
-    split: str,  # `patient` or `tile`
+    split: str,  # `group` or `tile`
     folds: pd.DataFrame,  # of one fold
-) -> Path:  # such as `cells/flat-1f0c…/patient/Case-4-seed0-5a…`
+) -> Path:  # such as `cells/flat-1f0c…/group/Case-4-seed0-5a…`
     "Return the run folder of a grid run; other settings or folds give another folder."
     name = re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
     settings = []
@@ -163,7 +170,7 @@ def _grid_run_folder(
         del flat_settings["seed"]  # it is part of the folder's name
         settings.append(flat_settings)
     digest = json_digest(dict(settings=settings, folds=folds.part.to_dict()))
-    fold_name = f"{folds.fold.iloc[0]}-seed{configs[0].training.seed}-{digest[:6]}"
+    fold_name = f"{folds.fold.iloc[0][:60]}-seed{configs[0].training.seed}-{digest[:6]}"
     return folder.runs / f"{name}-{json_digest(settings)[:8]}" / split / fold_name
 
 # %% ../../nbs/experiments/03_grid_plan.ipynb #8288425b
@@ -173,7 +180,9 @@ def _plan_fold(
     key: tuple[str, str, int],  # split, fold, seed
     folds: pd.DataFrame,  # of this fold
     untrainable: set[str],  # tasks that cannot be learned in it
-) -> tuple[list[_GridRun], list[dict]]:  # the grid runs; variants that are not run, or for one task only
+) -> tuple[
+    list[_GridRun], list[dict]
+]:  # the grid runs; variants that are not run, or for one task only
     "List the grid runs of one fold."
     split, fold, seed = key
     runs = []
@@ -181,7 +190,7 @@ def _plan_fold(
     for variant in grid.variants:
         possible = []
         for config in _variant_configs(grid, variant, seed):
-            held_out = config.replace(test_patient=str(fold))
+            held_out = config.replace(test_group=str(fold))
             possible.append(_trainable_config(held_out, untrainable))
         reason = possible[0][1]
         if reason:

@@ -32,7 +32,6 @@ from osteonb.core.files import (
 from ..core.runs import Run
 from ..core.runtime import run_in_directory
 from ..data.leakage import audit
-from ..data.tiles import read_tiles
 from ..evaluation.claims import DECISION_RULE, GAP_COMPARISON, grid_evaluation_tables
 from ..evaluation.metrics import evaluate
 from ..evaluation.tables import metrics_to_dict
@@ -50,6 +49,7 @@ from .nested import _choose_candidate, _fit_predict
 from osteonb.experiments.pipeline import (
     _compute_features_quietly,
     _data_or_cohort,
+    _read_groups,
     _remove_checkpoints,
     _training_tables,
     needs_images,
@@ -287,7 +287,7 @@ def _difference_words(
     words = []
     for a, b, split in differences[["a", "b", "split"]].itertuples(index=False):
         if split == GAP_COMPARISON:
-            words.append("split: held-out patients instead of random tiles")
+            words.append("split: held-out groups instead of random tiles")
         else:
             words.append("; ".join(_setting_changes(grid, a, b)))
     return words
@@ -373,8 +373,8 @@ def run_grid(
     cache_dir = Path(cache_dir or default_cache_dir())
     data = _data_or_cohort(data, settings.tile_size, cache_dir, n_jobs)
     images = any(map(needs_images, configs))
-    tiles, excluded = read_tiles(data, settings.mixed_label, settings.tile_size, n_jobs, images)
-    folds = _grid_folds(grid, tiles, settings.valid_fraction)
+    tiles, excluded = _read_groups(configs[0], data, cache_dir, n_jobs, images)
+    folds = _grid_folds(grid, tiles, settings)
     runs, skipped = _plan_grid_runs(folder, grid, tiles, folds)
     _open_grid_folder(folder, tiles, excluded)
     shared = _compute_shared_features(folder, runs, tiles, cache_dir, n_jobs)
@@ -382,7 +382,7 @@ def run_grid(
     skipped = pd.concat([skipped, failed], ignore_index=True)
     predictions = _collect_tables(runs, "predictions")
     tables = _make_grid_tables(grid, runs, skipped, predictions)
-    first_folds = folds.get(("patient", grid.seeds[0]), next(iter(folds.values())))
+    first_folds = folds.get(("group", grid.seeds[0]), next(iter(folds.values())))
     features = next(iter(shared.values()))[0] if shared else None
     audited = audit(tiles, first_folds, features)._asdict()
     tables["predictions"] = predictions

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
+from ..core.runs import _with_groups
 from .batches import make_dataset, make_loader
 from .fusion import FusionNet, TrainedModel
 from .loss import _logits_to_probabilities
@@ -69,7 +70,7 @@ def predict(
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images only
     folds: pd.DataFrame | None = None,  # the run's `fold`, `part`; None where all tiles are new
     cache_dir: str | Path | None = None,  # where embeddings and pixels are kept
-) -> pd.DataFrame:  # `fold, seed, part, patient, slide, label`, three probabilities, `gate_image`
+) -> pd.DataFrame:  # `fold, seed, part, patient, slide, scan, group, label`, p_…, `gate_image`
     "Predict tiles, in `mc_dropout_passes` averaged passes; raise `InputError` for missing features."
     config = trained.config
     unlabeled = tiles.assign(label=CLASSES[0])  # a label is needed for a batch, and not read
@@ -84,8 +85,9 @@ def predict(
     batches = make_loader(data, config.training.batch_size)
     values = average_passes(trained.net, batches, config.model.mc_dropout_passes).numpy()
     part = pd.Series(dtype=object) if folds is None else folds.part
-    table = tiles[["patient", "slide", "label"]].copy()
+    table = _with_groups(tiles)[["patient", "slide", "scan", "group", "label"]]
     table.insert(0, "part", part.reindex(tiles.index).fillna("new").astype(str))
     table.insert(0, "seed", config.training.seed)
-    table.insert(0, "fold", config.data.test_patient)
+    known = folds is not None and len(folds) > 0
+    table.insert(0, "fold", folds.fold.iloc[0] if known else config.data.test_group)
     return table.join(pd.DataFrame(values, tiles.index, [*PROBABILITY_COLUMNS, "gate_image"]))

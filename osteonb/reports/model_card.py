@@ -20,6 +20,7 @@ from ..data.splits import class_counts
 from ..evaluation.bootstrap import intervals
 from ..evaluation.tables import run_warnings, summarize
 from ..models.checkpoint import load_model
+from .run_page import _split_text
 
 # %% ../../nbs/reports/06_model_card.ipynb #b0df488a
 _TAGS = ("pathology", "histology", "osteosarcoma", "radiomics", "research-only")
@@ -70,13 +71,12 @@ def _format_interval(
 
 def _headline_figures(
     predictions: pd.DataFrame,  # of a run, with its test part
-) -> pd.DataFrame:  # indexed by metric: value, 95 % intervals over slides and patients, tiles
+) -> pd.DataFrame:  # indexed by metric: value, 95 % interval over the test group's scans, tiles
     "Return the metrics of a run on its test part as text."
     table = summarize(intervals(predictions), digits=None).dropna(subset="value")
     columns = {"value": table.value.map("{:.3f}".format)}
-    for by in ("slide", "patient"):
-        bounds = table[[f"{by}_low", f"{by}_high"]].to_numpy(float)
-        columns[f"over {by}s"] = [_format_interval(low, high) for low, high in bounds]
+    bounds = table[["scan_low", "scan_high"]].to_numpy(float)
+    columns["over these scans"] = [_format_interval(low, high) for low, high in bounds]
     columns["tiles"] = table.n.astype(int)
     return pd.DataFrame(columns, index=table.index).rename_axis("test part")
 
@@ -101,17 +101,14 @@ def _input_lines(
 def _training_lines(
     tiles: pd.DataFrame,  # that entered
     folds: pd.DataFrame,  # `part` of each tile
-    test_patient: str,  # who was held out
+    test_group: str,  # which group was held out
 ) -> list[str]:
     "Say what the model was trained on."
     is_train = folds.part == "train"
     counts = class_counts(tiles.join(folds), "part").rename(columns=TITLES).rename_axis("part")
     n_patients = tiles.patient[is_train].nunique()
-    text = (
-        f"{is_train.sum()} tiles of {n_patients} patients; {test_patient} was held out, and validation slides "
-        "share no slide with training."
-    )
-    return [text, "", _to_markdown(counts)]
+    text = f"{is_train.sum()} tiles of {n_patients} patients; {test_group} was held out."
+    return [f"{text} {_split_text(tiles, folds)}", "", _to_markdown(counts)]
 
 
 def _origin_lines(
@@ -133,7 +130,8 @@ _INTENDED_USE = [
     "A tile of an H&E slide is sorted into non-tumor, non-viable tumor and viable tumor.",
 ]
 _INTERVALS_NOTE = (
-    "Each tile judged once. The intervals are of 1000 draws of slides, and of patients."
+    "Each tile judged once. The intervals are of 1000 draws of the scans that were tested, and conditional "
+    "on them; one held-out group does not show how results vary between patients."
 )
 
 
@@ -151,11 +149,9 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(
-            config, None if scaler is None else list(scaler.mean.index)
-        ),
+        "Inputs": _input_lines(config, None if scaler is None else list(scaler.mean.index)),
         "Limits": run_warnings(config, tiles, folds),
-        "Trained on": _training_lines(tiles, folds, config.data.test_patient),
+        "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
         "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],
         "How it was made": _origin_lines(run),
         "Licence, citation": citation,

@@ -38,6 +38,26 @@ from osteonb.reports.run_figures import (
 )
 from .style import figure_to_html
 
+# %% ../../nbs/reports/04_run_page.ipynb #f6f5808d
+def _split_text(
+    tiles: pd.DataFrame,  # of the run, with `slide`, `scan` and `group`
+    folds: pd.DataFrame,  # `part` of each tile
+) -> str:
+    "Say what training, validation and test share, from the tables of a run."
+    groups = {part: set(tiles.group[folds.part == part]) for part in ("train", "valid", "test")}
+    others = groups["train"] | groups["valid"]
+    if (folds.part.groupby(tiles.scan).nunique() > 1).any() or groups["test"] & others:
+        return "Parts share scans or groups: this split leaks, and is for comparison only."
+    text = "Parts share no scan, and the test group is in no other part. "
+    if (tiles.scan == tiles.slide).all():
+        text += "Scans were taken from the slides' names and not verified from pixels. "
+    if groups["train"] & groups["valid"]:
+        return (
+            text
+            + "Validation scans are of groups that also train: a weaker check than a group of its own."
+        )
+    return text + "Validation groups do not train."
+
 # %% ../../nbs/reports/04_run_page.ipynb #54625727
 def _data_section(
     tiles: pd.DataFrame,  # of the run, without excluded rows
@@ -46,8 +66,10 @@ def _data_section(
     note: str,  # printed on figures
 ) -> str:
     "Return the section on the tiles, the exclusions and the parts."
+    patients = f"{tiles.patient.nunique()} patients in {tiles.group.nunique()} groups"
+    scans = f"{tiles.scan.nunique()} scans under {tiles.slide.nunique()} slide names"
     text = (
-        f"{len(tiles)} tiles of {tiles.patient.nunique()} patients and {tiles.slide.nunique()} slides entered; "
+        f"{len(tiles)} tiles of {patients}, {scans}, entered; "
         f"{len(excluded)} rows did not, and are listed in excluded.csv."
     )
     figure = figure_to_html(
@@ -57,7 +79,7 @@ def _data_section(
     if len(excluded):
         reasons = excluded.reason.str.replace(r" \(.*", "", regex=True)
         left_out = html_table(reasons.value_counts().rename_axis("reason").to_frame("rows"))
-    parts = _paragraph("Parts share no slide, and the test patient is in no other part.")
+    parts = _paragraph(_split_text(tiles, folds))
     counts = html_table(class_counts(tiles.join(folds), "part"))
     return html_section("Data", text, figure, left_out, parts, counts)
 
@@ -80,7 +102,7 @@ def _results_section(
     thresholds = validation_thresholds(predictions).drop(columns="fold")
     thresholds = thresholds.set_index("scope").rename(index=TITLES)
     return html_section(
-        "Results on the test patient",
+        "Results on the test group",
         _RESULTS_TEXT,
         html_table(summarize(metrics)),
         figure_to_html(plot_confusion(predictions, note), "Confusion matrix of the test part"),
@@ -129,7 +151,7 @@ def _training_section(
     history = run.history.rename_axis("epoch").reset_index()
     best = history.loc[history.valid_score.idxmax()]
     text = (
-        f"{len(history)} epochs; kept is epoch {best.epoch:.0f}, the best by AUC on validation slides "
+        f"{len(history)} epochs; kept is epoch {best.epoch:.0f}, the best by AUC on validation scans "
         f"({best.valid_auc:.3f}); equal AUCs are told apart by the log loss."
     )
     learning = _learning_part(history, config, note)
@@ -224,16 +246,16 @@ def run_report(
     "Write one self-contained page from a run folder's tables; raise `InputError` where a table is missing."
     run = Run(run)
     config = run.config
-    patient = config.data.test_patient
     tiles = run.tiles
     folds = run.folds
+    group = folds.fold.iloc[0]
     predictions = run.predictions
     metrics = evaluate(predictions)
     note = "synthetic cohort" if (tiles.cohort == "synthetic").any() else ""
     settings = pd.DataFrame({"value": {name: str(value) for name, value in config.flat().items()}})
     settings_text = "All settings; the same settings on the same tiles give the same figures."
     parts = [
-        _page_heading(f"osteonb: {patient} held out", _subtitle(config, note)),
+        _page_heading(f"osteonb: {group} held out", _subtitle(config, note)),
         warning_box(run_warnings(config, tiles, folds)),
         html_numbers(_headline(metrics)),
         _results_section(predictions, metrics, note),
@@ -243,4 +265,4 @@ def run_report(
         html_section("Settings", settings_text, html_details("All settings", html_table(settings))),
         _RESEARCH_NOTE,
     ]
-    return write_page(run.file("report"), f"osteonb: {patient}", parts)
+    return write_page(run.file("report"), f"osteonb: {group}", parts)
