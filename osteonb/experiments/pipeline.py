@@ -18,7 +18,8 @@ from ..core.config import Config
 from ..core.errors import InputError, abbreviate
 from ..core.files import folder_lock, read_table
 from ..core.runs import Run, _with_groups
-from ..data.splits import hold_out_group
+from ..core.labels import HEADS, TASKS
+from ..data.splits import find_untrainable_tasks, hold_out_group
 from ..data.tiles import read_tiles, read_unlabeled_tiles
 from ..evaluation.metrics import evaluate
 from ..evaluation.tables import metrics_to_dict
@@ -70,6 +71,19 @@ def _larger_group_text(
     names = abbreviate(others)
     return f"test_group {asked!r}: {names} held out too, since scans are shared: group {group!r}"
 
+# %% ../../nbs/experiments/01_pipeline.ipynb #267cabf4
+def _check_trainable(
+    config: Config,  # `head` and `estimator` are read
+    tiles: pd.DataFrame,  # with `label`
+    folds: pd.DataFrame,  # `fold` and `part` of each tile
+) -> None:
+    "Raise `InputError` where the training part has the classes of none of a head's tasks."
+    lacking = find_untrainable_tasks(tiles, folds)
+    tasks = set(HEADS[config.model.head]) & set(TASKS)  # none for the flat head: it needs both
+    if len(lacking) and not tasks - set(lacking.task) and config.model.estimator != "majority":
+        fix = "hold out another group or choose another head"
+        raise InputError(f"head {config.model.head!r}: {lacking.reason.iloc[0]}; {fix}")
+
 # %% ../../nbs/experiments/01_pipeline.ipynb #18401715
 def _data_or_cohort(
     data: str | Path | None,  # what the user gave
@@ -114,6 +128,7 @@ def _read_data(
     folds = hold_out_group(
         tiles, settings.test_group, settings.valid_fraction, seed, settings.valid_by
     )
+    _check_trainable(config, tiles, folds)
     if text := _larger_group_text(settings.test_group, tiles, folds):
         warnings.warn(text, stacklevel=2)
     return dict(tiles=tiles, excluded=excluded, folds=folds)

@@ -19,7 +19,6 @@ from sklearn.svm import SVC
 from ..core.config import Config
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, HEADS, PROBABILITY_COLUMNS
-from ..core.runs import _with_groups
 from .loss import _patient_weights
 from .scaling import fit_scaler
 
@@ -130,7 +129,7 @@ def predict_baseline(
         known, asked = tiles[part.isin(parts)], tiles[part == name]
         if not len(asked):
             continue
-        table = _with_groups(asked)[["patient", "slide", "scan", "group", "label"]]
+        table = asked[["patient", "slide", "label"]].copy()
         table.insert(0, "part", name)
         table.insert(0, "seed", config.training.seed)
         table.insert(0, "fold", folds.fold.loc[asked.index])
