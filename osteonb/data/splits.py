@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ..core.errors import InputError, abbreviate, unknown_name_error
-from ..core.labels import CLASSES, TASKS, TITLES, task_targets
+from ..core.labels import CLASSES, TASKS, task_targets
 
 # %% ../../nbs/data/06_splits.ipynb #041ceb14
 def class_counts(
@@ -93,19 +93,6 @@ def _unit_folds(
     return [valid for valid in folds if len(valid)]
 
 # %% ../../nbs/data/06_splits.ipynb #5629651d
-def _check_trainable(
-    tiles: pd.DataFrame,  # the tiles of a part, with `label`
-    description: str,  # name of these tiles in the message
-) -> None:
-    "Raise `InputError` where a class is missing, so that a task could not be learned."
-    missing = [TITLES[name].lower() for name in CLASSES if name not in set(tiles.label)]
-    if missing:
-        raise InputError(
-            f"{description} hold no {' and no '.join(missing)} tile, "
-            "so a task has one class to train on; hold out another group"
-        )
-
-# %% ../../nbs/data/06_splits.ipynb #bd14760f
 def _count_both_sides(
     codes: np.ndarray,  # (n,) class of each tile, 0 to 2
     valid: np.ndarray,  # positions of the tiles that would validate
@@ -120,10 +107,13 @@ def _has_all_classes(
     codes: np.ndarray,  # (n,) class of each tile, 0 to 2
     valid: np.ndarray | None,  # positions of the tiles that would validate; None for no candidate
 ) -> bool:
-    "Return whether training and validation both have three classes."
-    return valid is not None and min(map(np.min, _count_both_sides(codes, valid))) > 0
+    "Return whether training and validation both have every class that there is."
+    if valid is None:
+        return False
+    n_valid, n_train = _count_both_sides(codes, valid)
+    return bool(((n_valid > 0) == (n_train > 0)).all())
 
-# %% ../../nbs/data/06_splits.ipynb #4ce6faa6
+# %% ../../nbs/data/06_splits.ipynb #bc6c92ff
 def _n_folds_for(
     valid_fraction: float,  # about this fraction of the tiles validates, in (0, 0.5]
 ) -> int:  # such as 5 for 0.2
@@ -135,7 +125,7 @@ def _n_folds_for(
         )
     return round(1 / valid_fraction)
 
-# %% ../../nbs/data/06_splits.ipynb #fb5f972e
+# %% ../../nbs/data/06_splits.ipynb #b91cd964
 _MIN_TRAIN_TILES = 50  # of a class; more do not improve a candidate's rank
 _MIN_VALID_TILES = 10
 
@@ -155,7 +145,7 @@ def _rank_candidate(
     distance = abs(len(valid) / len(codes) - valid_fraction)
     return n_train_classes, n_valid_classes, round(trains, 6), validates, -round(distance, 6)
 
-# %% ../../nbs/data/06_splits.ipynb #6f4097a2
+# %% ../../nbs/data/06_splits.ipynb #4ce326ee
 def _choose_validation(
     tiles: pd.DataFrame,  # tiles of the training groups, with `label` and the column `by`
     valid_fraction: float,  # about this fraction of the tiles validates, in (0, 0.5]
@@ -172,11 +162,11 @@ def _choose_validation(
             if rank > best_rank:
                 best = valid
                 best_rank = rank
-        if best_rank[:2] == (3, 3):
+        if _has_all_classes(codes, best):
             break
     return best
 
-# %% ../../nbs/data/06_splits.ipynb #d6dc2915
+# %% ../../nbs/data/06_splits.ipynb #4a385e19
 _VALIDATION_UNITS = ("scan", "group")
 
 
@@ -195,7 +185,7 @@ def _validation_tiles(
             return valid
     return _choose_validation(tiles, valid_fraction, seed, "scan")
 
-# %% ../../nbs/data/06_splits.ipynb #238db9ce
+# %% ../../nbs/data/06_splits.ipynb #6c9e2752
 def _check_disjoint(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan` and `group`
     folds: pd.DataFrame,  # with `part`, same index
@@ -212,7 +202,7 @@ def _check_disjoint(
         shared = sorted(set(tiles[unit][test]) & set(tiles[unit][~test]))
         assert not shared, f"{unit}s in test and training: {abbreviate(shared)}"
 
-# %% ../../nbs/data/06_splits.ipynb #7ae3394b
+# %% ../../nbs/data/06_splits.ipynb #67cbc084
 def _make_parts(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan` and `group`
     test_group: str,  # names the fold
@@ -226,7 +216,7 @@ def _make_parts(
     _check_disjoint(tiles, folds)
     return folds
 
-# %% ../../nbs/data/06_splits.ipynb #7ff91888
+# %% ../../nbs/data/06_splits.ipynb #849d356c
 def hold_out_group(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan`, `group` and `label`
     test_group: str,  # a group, or a patient whose whole group is the test part
@@ -234,20 +224,19 @@ def hold_out_group(
     seed: int = 0,  # decides what validates
     valid_by: str = "scan",  # whole scans validate, or a whole `group` where one can
 ) -> pd.DataFrame:  # `fold` (the test group) and `part` (train, valid, test), indexed by tile
-    "Test on one group; train and validate on others; raise `InputError` where a class is missing."
+    "Test on one group; train and validate on others; raise `InputError` where a class cannot be in both."
     _check_groups(tiles)
     group = _find_group(tiles, test_group)
     others = tiles[tiles.group != group]
-    _check_trainable(others, f"without {group} the training groups")
     valid = _validation_tiles(others, valid_fraction, seed, valid_by)
     if not _has_all_classes(_class_codes(others), valid):
         raise InputError(
-            "no choice of scans gives training and validation all three classes "
-            f"when {group} is held out; try another seed, a larger valid_fraction or more scans"
+            f"with {group} held out, no choice of scans gives training and validation all classes; "
+            "try another seed, a larger valid_fraction or more scans"
         )
     return _make_parts(tiles, group, others.index[valid])
 
-# %% ../../nbs/data/06_splits.ipynb #d9c77ba3
+# %% ../../nbs/data/06_splits.ipynb #0dacb467
 def leave_one_group_out(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan`, `group` and `label`
     valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
@@ -274,7 +263,7 @@ def leave_one_group_out(
         folds.append(_make_parts(tiles, group, others.index[valid]))
     return pd.concat(folds).rename_axis("tile")
 
-# %% ../../nbs/data/06_splits.ipynb #c5cb52f9
+# %% ../../nbs/data/06_splits.ipynb #d6d3ac00
 def leave_one_patient_out(
     tiles: pd.DataFrame,  # with `patient`, `slide` and `label`
     valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
@@ -284,7 +273,7 @@ def leave_one_patient_out(
     by_name = tiles.assign(scan=tiles.slide, group=tiles.patient)
     return leave_one_group_out(by_name, valid_fraction, seed)
 
-# %% ../../nbs/data/06_splits.ipynb #a0a460b8
+# %% ../../nbs/data/06_splits.ipynb #c5cb52f9
 def random_slide_folds(
     tiles: pd.DataFrame,  # with `slide` and `label`
     n_folds: int = 5,  # each slide tests in one of them, at least 2
@@ -307,7 +296,7 @@ def random_slide_folds(
         folds.append(pd.DataFrame(dict(fold=str(number), part=part)))
     return pd.concat(folds).rename_axis("tile")
 
-# %% ../../nbs/data/06_splits.ipynb #f074be28
+# %% ../../nbs/data/06_splits.ipynb #e1f3a823
 def _split_at_random(
     codes: np.ndarray,  # (n,) class of each tile, 0 to 2
     rest: np.ndarray,  # positions of the tiles that do not test
@@ -326,7 +315,7 @@ def _split_at_random(
         ) from e
     return valid
 
-# %% ../../nbs/data/06_splits.ipynb #6e6193e8
+# %% ../../nbs/data/06_splits.ipynb #f1dad9d0
 def random_tile_folds(
     tiles: pd.DataFrame,  # with `label`
     n_folds: int = 5,  # each tile tests in one of them, at least 2
@@ -354,7 +343,7 @@ def random_tile_folds(
         folds.append(pd.DataFrame(fold, index=tiles.index, dtype=str))
     return pd.concat(folds).rename_axis("tile")
 
-# %% ../../nbs/data/06_splits.ipynb #85ea38d3
+# %% ../../nbs/data/06_splits.ipynb #b06f927a
 _PART_NAMES = dict(train="training", valid="validation", test="test")
 
 
@@ -383,7 +372,7 @@ def _check_folds(
             f"{abbreviate(unknown)}; make the folds from the same tiles"
         )
 
-# %% ../../nbs/data/06_splits.ipynb #d2f5ebee
+# %% ../../nbs/data/06_splits.ipynb #85ea38d3
 _UNITS = dict(group="groups", patient="patients", scan="scans", slide="slides")
 
 
@@ -405,7 +394,7 @@ def _part_counts(
     names = [_UNITS[name] for name in units]
     return pd.DataFrame(rows, columns=["fold", "part", *names, *CLASSES, "all"])
 
-# %% ../../nbs/data/06_splits.ipynb #930a722f
+# %% ../../nbs/data/06_splits.ipynb #5953940c
 _TASK_CLASSES = dict(  # task -> names of its targets 0 and 1
     tumor=("non-tumor", "tumor"), viability=("non-viable tumor", "viable tumor")
 )
