@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "random_slide_folds",
             "random_tile_folds",
         ],
-        "overlaps": ["find_overlaps"],
+        "overlaps": ["assign_groups", "find_overlaps"],
         "leakage": ["Audit", "audit"],
     },
 )

@@ -6,8 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/data/12_fixtures.ipynb #1f750257
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -39,3 +41,22 @@ def _add_copies(
     changed.loc[targets, "path"] = [tiles.path[originals[0]], str(folder / "again.jpg")]
     changed.loc[targets, "sha256"] = [tiles.sha256[originals[0]], "another digest"]
     return changed
+
+# %% ../../nbs/data/12_fixtures.ipynb #cut00002
+def _cut_tiles(
+    scans: list[np.ndarray],  # (h, w, 3) uint8, large pictures
+    places: list[tuple],  # number of the scan, slide, patient, x, y (pixels), label
+    folder: Path,  # gets a JPEG file for each tile
+    size_px: int = 64,  # side of a tile
+    scale: float = 1,  # slide pixels in a pixel of the tile, for the positions in the table
+) -> pd.DataFrame:  # `path, patient, slide, x, y, label, sha256`; tiles `t0`, `t1`, …
+    "Cut tiles out of large pictures."
+    rows = []
+    for number, (scan, slide, patient, x, y, label) in enumerate(places):
+        path = Path(folder) / f"t{number}-{size_px}-{scan}-{x}-{y}.jpg"
+        Image.fromarray(scans[scan][y : y + size_px, x : x + size_px]).save(path, quality=85)
+        row = dict(path=str(path), patient=patient, slide=slide, x=x * scale, y=y * scale)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        rows.append(row | dict(label=label, sha256=digest))
+    names = pd.Index([f"t{number}" for number in range(len(rows))], name="tile")
+    return pd.DataFrame(rows, names).astype(dict(x=float, y=float))
