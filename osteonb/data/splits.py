@@ -32,8 +32,7 @@ def _class_codes(
     tiles: pd.DataFrame,  # with `label`
 ) -> np.ndarray:  # (n,) 0 non-tumor, 1 non-viable, 2 viable
     "Return each tile's class as a number; raise `InputError` for an unknown class."
-    unknown = sorted(set(tiles.label) - set(CLASSES))
-    if unknown:
+    if unknown := sorted(set(tiles.label) - set(CLASSES)):
         raise unknown_name_error("class", unknown[0], CLASSES)
     return tiles.label.map(CLASSES.index).to_numpy(int)
 
@@ -51,11 +50,11 @@ def _check_groups(
         fix = "call osteonb.data.overlaps.assign_groups first"
         raise InputError(f"tiles: no {names} for some or all tiles; {fix}")
     for part, whole in _NESTED_COLUMNS:
-        divided = tiles.groupby(part)[whole].nunique()
-        divided = divided.index[divided > 1]
-        if len(divided):
-            names = sorted(set(tiles[whole][tiles[part] == divided[0]]))
-            problem = f"{part} {divided[0]!r} is in several {whole}s: {abbreviate(names)}"
+        n_wholes = tiles.groupby(part)[whole].nunique()
+        if n_wholes.max() > 1:
+            name = n_wholes.idxmax()
+            names = sorted(set(tiles[whole][tiles[part] == name]))
+            problem = f"{part} {name!r} is in several {whole}s: {abbreviate(names)}"
             raise InputError(f"tiles: {problem}; leave out both columns and call assign_groups")
 
 # %% ../../nbs/data/06_splits.ipynb #69ec373d
@@ -119,10 +118,8 @@ def _n_folds_for(
 ) -> int:  # such as 5 for 0.2
     "Return the number of folds of which one is used for validation."
     if not 0 < valid_fraction <= 0.5:
-        raise InputError(
-            f"valid_fraction: got {valid_fraction}, "
-            "wanted a number above 0 and at most 0.5, such as 0.2"
-        )
+        wanted = "wanted a number above 0 and at most 0.5, such as 0.2"
+        raise InputError(f"valid_fraction: got {valid_fraction}, {wanted}")
     return round(1 / valid_fraction)
 
 # %% ../../nbs/data/06_splits.ipynb #b91cd964
@@ -167,9 +164,6 @@ def _choose_validation(
     return best
 
 # %% ../../nbs/data/06_splits.ipynb #4a385e19
-_VALIDATION_UNITS = ("scan", "group")
-
-
 def _validation_tiles(
     tiles: pd.DataFrame,  # tiles of the training groups
     valid_fraction: float,  # about this fraction of the tiles validates, in (0, 0.5]
@@ -177,8 +171,8 @@ def _validation_tiles(
     valid_by: str,  # `scan`, or `group` where a whole group can validate
 ) -> np.ndarray | None:  # positions of the validation tiles; None with one scan
     "Choose validation tiles by group where asked and possible, otherwise by scan."
-    if valid_by not in _VALIDATION_UNITS:
-        raise unknown_name_error("value of valid_by:", valid_by, _VALIDATION_UNITS)
+    if valid_by not in ("scan", "group"):
+        raise unknown_name_error("value of valid_by:", valid_by, ("scan", "group"))
     if valid_by == "group":
         valid = _choose_validation(tiles, valid_fraction, seed, "group")
         if _has_all_classes(_class_codes(tiles), valid):
@@ -230,10 +224,9 @@ def hold_out_group(
     others = tiles[tiles.group != group]
     valid = _validation_tiles(others, valid_fraction, seed, valid_by)
     if not _has_all_classes(_class_codes(others), valid):
-        raise InputError(
-            f"with {group} held out, no choice of scans gives training and validation all classes; "
-            "try another seed, a larger valid_fraction or more scans"
-        )
+        problem = "no choice of scans gives training and validation all classes"
+        fix = "try another seed, a larger valid_fraction or more scans"
+        raise InputError(f"with {group} held out, {problem}; {fix}")
     return _make_parts(tiles, group, others.index[valid])
 
 # %% ../../nbs/data/06_splits.ipynb #0dacb467
@@ -247,19 +240,18 @@ def leave_one_group_out(
     _check_groups(tiles)
     groups = sorted(set(tiles.group))
     if len(groups) < 2:
+        reason = "tiles of one group of patients and scans cannot test a model"
         raise InputError(
-            f"leave_one_group_out: got {len(groups)} group, wanted at least 2; "
-            "tiles of one group of patients and scans cannot test a model"
+            f"leave_one_group_out: got {len(groups)} group, wanted at least 2; {reason}"
         )
     folds = []
     for group in groups:
         others = tiles[tiles.group != group]
         valid = _validation_tiles(others, valid_fraction, seed, valid_by)
         if valid is None:
-            raise InputError(
-                f"fold {group}: the other groups have {others.scan.nunique()} scan, "
-                "wanted at least 2, one of them for validation; add scans or groups"
-            )
+            got = f"the other groups have {others.scan.nunique()} scan"
+            fix = "wanted at least 2, one of them for validation; add scans or groups"
+            raise InputError(f"fold {group}: {got}, {fix}")
         folds.append(_make_parts(tiles, group, others.index[valid]))
     return pd.concat(folds).rename_axis("tile")
 
@@ -309,10 +301,9 @@ def _split_at_random(
             rest, test_size=valid_fraction, stratify=codes[rest], random_state=seed
         )
     except ValueError as e:
-        raise InputError(
-            f"random_tile_folds: {len(rest)} tiles are too few to validate on a fraction "
-            f"of {valid_fraction}; use a larger valid_fraction or more tiles"
-        ) from e
+        problem = f"{len(rest)} tiles are too few to validate on a fraction of {valid_fraction}"
+        fix = "use a larger valid_fraction or more tiles"
+        raise InputError(f"random_tile_folds: {problem}; {fix}") from e
     return valid
 
 # %% ../../nbs/data/06_splits.ipynb #f1dad9d0
@@ -329,10 +320,8 @@ def random_tile_folds(
     if n_folds < 2:
         raise InputError(f"n_folds: got {n_folds}, wanted at least 2")
     if rarest < max(n_folds, 4):
-        raise InputError(
-            f"random_tile_folds: the rarest class has {rarest} tiles, "
-            f"wanted at least {max(n_folds, 4)} for {n_folds} folds"
-        )
+        wanted = f"wanted at least {max(n_folds, 4)} for {n_folds} folds"
+        raise InputError(f"random_tile_folds: the rarest class has {rarest} tiles, {wanted}")
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     folds = []
     for number, (rest, test) in enumerate(splitter.split(codes, codes), 1):
@@ -352,25 +341,16 @@ def _check_folds(
     folds: pd.DataFrame,  # should have `fold` and `part`, indexed by tile
 ) -> None:
     "Raise `InputError` where a table of folds does not belong to these tiles."
-    missing = [column for column in ("fold", "part") if column not in folds]
-    if missing:
-        raise InputError(
-            f"folds: no column {abbreviate(map(repr, missing))}; make the table with "
-            "leave_one_group_out, hold_out_group or random_tile_folds"
-        )
-    duplicates = tiles.index[tiles.index.duplicated()]
-    if len(duplicates):
-        names = abbreviate(duplicates)
-        raise InputError(f"tiles: duplicate tile names: {names}; keep one row of each")
-    unknown_parts = sorted(set(folds.part) - set(_PART_NAMES))
-    if unknown_parts:
+    if missing := [column for column in ("fold", "part") if column not in folds]:
+        fix = "make the table with leave_one_group_out, hold_out_group or random_tile_folds"
+        raise InputError(f"folds: no column {abbreviate(map(repr, missing))}; {fix}")
+    if len(twice := tiles.index[tiles.index.duplicated()]):
+        raise InputError(f"tiles: duplicate tile names: {abbreviate(twice)}; keep one row of each")
+    if unknown_parts := sorted(set(folds.part) - set(_PART_NAMES)):
         raise unknown_name_error("part", unknown_parts[0], _PART_NAMES)
-    unknown = folds.index[~folds.index.isin(tiles.index)].unique()
-    if len(unknown):
-        raise InputError(
-            f"folds: {len(unknown)} tiles that the tiles table does not have: "
-            f"{abbreviate(unknown)}; make the folds from the same tiles"
-        )
+    if len(unknown := folds.index[~folds.index.isin(tiles.index)].unique()):
+        names = f"{abbreviate(unknown)}; make the folds from the same tiles"
+        raise InputError(f"folds: {len(unknown)} tiles that the tiles table does not have: {names}")
 
 # %% ../../nbs/data/06_splits.ipynb #85ea38d3
 _UNITS = dict(group="groups", patient="patients", scan="scans", slide="slides")
@@ -387,12 +367,11 @@ def _part_counts(
     rows = []
     table = folds[["fold", "part"]].join(tiles[[*units, "label"]])
     for fold, part in itertools.product(folds.fold.unique(), _PART_NAMES):
-        chosen = table[(table.fold == fold) & (table.part == part)]
-        n_units = [chosen[name].nunique() for name in units]
-        n_by_class = [(chosen.label == name).sum() for name in CLASSES]
-        rows.append((fold, part, *n_units, *n_by_class, len(chosen)))
-    names = [_UNITS[name] for name in units]
-    return pd.DataFrame(rows, columns=["fold", "part", *names, *CLASSES, "all"])
+        some = table[(table.fold == fold) & (table.part == part)]
+        n_by_class = [(some.label == name).sum() for name in CLASSES]
+        rows.append((fold, part, *some[units].nunique(), *n_by_class, len(some)))
+    columns = ["fold", "part", *(_UNITS[name] for name in units), *CLASSES, "all"]
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/data/06_splits.ipynb #5953940c
 _TASK_CLASSES = dict(  # task -> names of its targets 0 and 1
