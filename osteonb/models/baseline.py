@@ -26,6 +26,7 @@ from .scaling import fit_scaler
 _BASELINES = ("majority", "logistic", "trees", "svm")
 _N_TREES = 300
 _N_PLATT_FOLDS = 5  # at most
+_MAX_SVM_STEPS = 100_000  # the release's features need 10 000; a large `C` may never end
 
 
 def _make_svm(
@@ -41,7 +42,8 @@ def _make_svm(
         raise InputError(f"baseline 'svm': an answer has one training tile, wanted 2; {fix}")
     n_folds = int(min(_N_PLATT_FOLDS, rarest))
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    return CalibratedClassifierCV(SVC(C=C, class_weight=class_weight), ensemble=False, cv=folds)
+    machine = SVC(C=C, class_weight=class_weight, max_iter=_MAX_SVM_STEPS)
+    return CalibratedClassifierCV(machine, ensemble=False, cv=folds)
 
 
 def _make_estimator(
