@@ -22,7 +22,6 @@ from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -30,7 +29,6 @@ from tqdm import tqdm
 from ..core.config import Config
 from ..core.errors import InputError
 from ..core.files import atomic_write
-from ..core.labels import CLASSES
 from ..core.runtime import set_seed
 from .backbone import make_backbone
 from .batches import _add_feature_noise, _augmented, make_dataset, make_loader
@@ -43,51 +41,7 @@ from osteonb.models.loss import (
     _trainable_config,
 )
 from .scaling import fit_scaler
-
-# %% ../../nbs/models/08_training.ipynb #74f2ddc8
-def _selection_auc(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
-    target: np.ndarray,  # (tiles,) class of each, 0 to 2
-) -> float:  # in [0, 1]; `NaN` where no question has both answers among the tiles
-    "Return the mean AUC over the questions that the head answers and the tiles can decide."
-    if np.isnan(p[:, 1]).all():
-        questions = [(target > 0, -p[:, 0])]
-    elif np.isnan(p[:, 0]).all():
-        questions = [(target[target > 0] == 2, p[target > 0, 2])]
-    else:
-        questions = [(target == c, p[:, c]) for c in range(3)]
-    aucs = [roc_auc_score(y, score) for y, score in questions if 0 < y.sum() < len(y)]
-    return float(np.mean(aucs)) if aucs else np.nan
-
-# %% ../../nbs/models/08_training.ipynb #5c820e4a
-_TIE_TOLERANCE = 1e-6  # factor of the log loss in the score
-
-
-def _selection_log_loss(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
-    target: np.ndarray,  # (tiles,) class of each, 0 to 2
-) -> float:
-    "Return the log loss over the tiles that the head's questions concern."
-    if np.isnan(p[:, 1]).all():  # a tumor head: non-tumor, or either class of tumor
-        p = np.stack([p[:, 0], 1 - p[:, 0]], 1)
-    concerned = ~np.isnan(p[:, 0]) | (target > 0)
-    column = np.minimum(target, p.shape[1] - 1)[:, None]
-    given = np.take_along_axis(p, column, 1)[concerned, 0]  # probability of the true answer
-    return float(-np.log(np.clip(given, 1e-12, 1)).mean())
-
-
-def _selection_score(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
-    target: np.ndarray,  # (tiles,) class of each, 0 to 2
-) -> dict[str, float]:  # `valid_auc`, `valid_log_loss`, and the `valid_score` that decides
-    "Score an epoch by its AUC, and by its log loss between equal AUCs; `NaN` where training diverged."
-    answered = p[:, ~np.isnan(p).all(0)]
-    if answered.size == 0 or np.isnan(answered).any():
-        return dict.fromkeys(("valid_auc", "valid_log_loss", "valid_score"), np.nan)
-    auc = _selection_auc(p, target)
-    loss = _selection_log_loss(p, target)
-    score = float(np.nan_to_num(auc)) - _TIE_TOLERANCE * loss
-    return dict(valid_auc=auc, valid_log_loss=loss, valid_score=score)
+from .selection import _check_finite, _check_validation, _selection_score
 
 # %% ../../nbs/models/08_training.ipynb #bb19967a
 # keys of callbacks in checkpoints of version 0.1, without their arguments -> today's
@@ -359,19 +313,6 @@ def _make_trainer(
     )
 
 
-def _check_finite(
-    history: pd.DataFrame,  # with `epoch` and `valid_score`
-) -> None:
-    "Warn of an epoch without a score; raise `InputError` where there is no other."
-    diverged = history.epoch[~np.isfinite(history.valid_score)]
-    fix = "lower the settings 'lr', 'weight_decay' or 'feature_noise'"
-    if len(diverged) == len(history):
-        raise InputError(f"training diverged in its first epoch: its weights overflowed; {fix}")
-    if len(diverged):
-        problem = f"training diverged in epoch {diverged.iloc[0]}: its weights overflowed"
-        warnings.warn(f"{problem}; the best epoch before is kept; {fix}", stacklevel=4)
-
-
 def train_loop(
     learner: Learner,  # left with the weights of its best epoch
     train: DataLoader,  # of the training part
@@ -406,21 +347,6 @@ def train_loop(
     return history
 
 # %% ../../nbs/models/08_training.ipynb #a6ce90c5
-def _check_validation(
-    config: Config,  # `head`
-    valid: pd.DataFrame,  # validation tiles, with `label`
-) -> None:
-    "Raise `InputError` where no validation tile concerns the head, so that no epoch is best."
-    concerned = valid
-    wanted = "tile"
-    if config.model.head == "viability":
-        concerned = valid[valid.label != CLASSES[0]]
-        wanted = "tumor tile"
-    if concerned.empty:
-        fix = "use a larger valid_fraction, or hold out another group"
-        raise InputError(f"validation part: no {wanted} to choose an epoch by; {fix}")
-
-
 def fit(
     config: Config,
     tiles: pd.DataFrame,  # with `label`, `path`, `sha256`; for weights with `group` or `patient`
