@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ..core.errors import InputError, abbreviate, unknown_name_error
-from ..core.labels import CLASSES, TASKS, TITLES, task_targets
+from ..core.labels import CLASSES, TASKS, task_targets
 
 # %% ../../nbs/data/06_splits.ipynb #041ceb14
 def class_counts(
@@ -32,8 +32,7 @@ def _class_codes(
     tiles: pd.DataFrame,  # with `label`
 ) -> np.ndarray:  # (n,) 0 non-tumor, 1 non-viable, 2 viable
     "Return each tile's class as a number; raise `InputError` for an unknown class."
-    unknown = sorted(set(tiles.label) - set(CLASSES))
-    if unknown:
+    if unknown := sorted(set(tiles.label) - set(CLASSES)):
         raise unknown_name_error("class", unknown[0], CLASSES)
     return tiles.label.map(CLASSES.index).to_numpy(int)
 
@@ -51,11 +50,11 @@ def _check_groups(
         fix = "call osteonb.data.overlaps.assign_groups first"
         raise InputError(f"tiles: no {names} for some or all tiles; {fix}")
     for part, whole in _NESTED_COLUMNS:
-        divided = tiles.groupby(part)[whole].nunique()
-        divided = divided.index[divided > 1]
-        if len(divided):
-            names = sorted(set(tiles[whole][tiles[part] == divided[0]]))
-            problem = f"{part} {divided[0]!r} is in several {whole}s: {abbreviate(names)}"
+        n_wholes = tiles.groupby(part)[whole].nunique()
+        if n_wholes.max() > 1:
+            name = n_wholes.idxmax()
+            names = sorted(set(tiles[whole][tiles[part] == name]))
+            problem = f"{part} {name!r} is in several {whole}s: {abbreviate(names)}"
             raise InputError(f"tiles: {problem}; leave out both columns and call assign_groups")
 
 # %% ../../nbs/data/06_splits.ipynb #69ec373d
@@ -93,19 +92,6 @@ def _unit_folds(
     return [valid for valid in folds if len(valid)]
 
 # %% ../../nbs/data/06_splits.ipynb #5629651d
-def _check_trainable(
-    tiles: pd.DataFrame,  # the tiles of a part, with `label`
-    description: str,  # name of these tiles in the message
-) -> None:
-    "Raise `InputError` where a class is missing, so that a task could not be learned."
-    missing = [TITLES[name].lower() for name in CLASSES if name not in set(tiles.label)]
-    if missing:
-        raise InputError(
-            f"{description} hold no {' and no '.join(missing)} tile, "
-            "so a task has one class to train on; hold out another group"
-        )
-
-# %% ../../nbs/data/06_splits.ipynb #bd14760f
 def _count_both_sides(
     codes: np.ndarray,  # (n,) class of each tile, 0 to 2
     valid: np.ndarray,  # positions of the tiles that would validate
@@ -120,22 +106,23 @@ def _has_all_classes(
     codes: np.ndarray,  # (n,) class of each tile, 0 to 2
     valid: np.ndarray | None,  # positions of the tiles that would validate; None for no candidate
 ) -> bool:
-    "Return whether training and validation both have three classes."
-    return valid is not None and min(map(np.min, _count_both_sides(codes, valid))) > 0
+    "Return whether training and validation both have every class that there is."
+    if valid is None:
+        return False
+    n_valid, n_train = _count_both_sides(codes, valid)
+    return bool(((n_valid > 0) == (n_train > 0)).all())
 
-# %% ../../nbs/data/06_splits.ipynb #4ce6faa6
+# %% ../../nbs/data/06_splits.ipynb #bc6c92ff
 def _n_folds_for(
     valid_fraction: float,  # about this fraction of the tiles validates, in (0, 0.5]
 ) -> int:  # such as 5 for 0.2
     "Return the number of folds of which one is used for validation."
     if not 0 < valid_fraction <= 0.5:
-        raise InputError(
-            f"valid_fraction: got {valid_fraction}, "
-            "wanted a number above 0 and at most 0.5, such as 0.2"
-        )
+        wanted = "wanted a number above 0 and at most 0.5, such as 0.2"
+        raise InputError(f"valid_fraction: got {valid_fraction}, {wanted}")
     return round(1 / valid_fraction)
 
-# %% ../../nbs/data/06_splits.ipynb #fb5f972e
+# %% ../../nbs/data/06_splits.ipynb #b91cd964
 _MIN_TRAIN_TILES = 50  # of a class; more do not improve a candidate's rank
 _MIN_VALID_TILES = 10
 
@@ -155,7 +142,7 @@ def _rank_candidate(
     distance = abs(len(valid) / len(codes) - valid_fraction)
     return n_train_classes, n_valid_classes, round(trains, 6), validates, -round(distance, 6)
 
-# %% ../../nbs/data/06_splits.ipynb #6f4097a2
+# %% ../../nbs/data/06_splits.ipynb #4ce326ee
 def _choose_validation(
     tiles: pd.DataFrame,  # tiles of the training groups, with `label` and the column `by`
     valid_fraction: float,  # about this fraction of the tiles validates, in (0, 0.5]
@@ -172,14 +159,11 @@ def _choose_validation(
             if rank > best_rank:
                 best = valid
                 best_rank = rank
-        if best_rank[:2] == (3, 3):
+        if _has_all_classes(codes, best):
             break
     return best
 
-# %% ../../nbs/data/06_splits.ipynb #d6dc2915
-_VALIDATION_UNITS = ("scan", "group")
-
-
+# %% ../../nbs/data/06_splits.ipynb #4a385e19
 def _validation_tiles(
     tiles: pd.DataFrame,  # tiles of the training groups
     valid_fraction: float,  # about this fraction of the tiles validates, in (0, 0.5]
@@ -187,15 +171,15 @@ def _validation_tiles(
     valid_by: str,  # `scan`, or `group` where a whole group can validate
 ) -> np.ndarray | None:  # positions of the validation tiles; None with one scan
     "Choose validation tiles by group where asked and possible, otherwise by scan."
-    if valid_by not in _VALIDATION_UNITS:
-        raise unknown_name_error("value of valid_by:", valid_by, _VALIDATION_UNITS)
+    if valid_by not in ("scan", "group"):
+        raise unknown_name_error("value of valid_by:", valid_by, ("scan", "group"))
     if valid_by == "group":
         valid = _choose_validation(tiles, valid_fraction, seed, "group")
         if _has_all_classes(_class_codes(tiles), valid):
             return valid
     return _choose_validation(tiles, valid_fraction, seed, "scan")
 
-# %% ../../nbs/data/06_splits.ipynb #238db9ce
+# %% ../../nbs/data/06_splits.ipynb #6c9e2752
 def _check_disjoint(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan` and `group`
     folds: pd.DataFrame,  # with `part`, same index
@@ -212,7 +196,7 @@ def _check_disjoint(
         shared = sorted(set(tiles[unit][test]) & set(tiles[unit][~test]))
         assert not shared, f"{unit}s in test and training: {abbreviate(shared)}"
 
-# %% ../../nbs/data/06_splits.ipynb #7ae3394b
+# %% ../../nbs/data/06_splits.ipynb #67cbc084
 def _make_parts(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan` and `group`
     test_group: str,  # names the fold
@@ -226,7 +210,7 @@ def _make_parts(
     _check_disjoint(tiles, folds)
     return folds
 
-# %% ../../nbs/data/06_splits.ipynb #7ff91888
+# %% ../../nbs/data/06_splits.ipynb #849d356c
 def hold_out_group(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan`, `group` and `label`
     test_group: str,  # a group, or a patient whose whole group is the test part
@@ -234,20 +218,18 @@ def hold_out_group(
     seed: int = 0,  # decides what validates
     valid_by: str = "scan",  # whole scans validate, or a whole `group` where one can
 ) -> pd.DataFrame:  # `fold` (the test group) and `part` (train, valid, test), indexed by tile
-    "Test on one group; train and validate on others; raise `InputError` where a class is missing."
+    "Test on one group; train and validate on others; raise `InputError` where a class cannot be in both."
     _check_groups(tiles)
     group = _find_group(tiles, test_group)
     others = tiles[tiles.group != group]
-    _check_trainable(others, f"without {group} the training groups")
     valid = _validation_tiles(others, valid_fraction, seed, valid_by)
     if not _has_all_classes(_class_codes(others), valid):
-        raise InputError(
-            "no choice of scans gives training and validation all three classes "
-            f"when {group} is held out; try another seed, a larger valid_fraction or more scans"
-        )
+        problem = "no choice of scans gives training and validation all classes"
+        fix = "try another seed, a larger valid_fraction or more scans"
+        raise InputError(f"with {group} held out, {problem}; {fix}")
     return _make_parts(tiles, group, others.index[valid])
 
-# %% ../../nbs/data/06_splits.ipynb #d9c77ba3
+# %% ../../nbs/data/06_splits.ipynb #0dacb467
 def leave_one_group_out(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan`, `group` and `label`
     valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
@@ -258,23 +240,22 @@ def leave_one_group_out(
     _check_groups(tiles)
     groups = sorted(set(tiles.group))
     if len(groups) < 2:
+        reason = "tiles of one group of patients and scans cannot test a model"
         raise InputError(
-            f"leave_one_group_out: got {len(groups)} group, wanted at least 2; "
-            "tiles of one group of patients and scans cannot test a model"
+            f"leave_one_group_out: got {len(groups)} group, wanted at least 2; {reason}"
         )
     folds = []
     for group in groups:
         others = tiles[tiles.group != group]
         valid = _validation_tiles(others, valid_fraction, seed, valid_by)
         if valid is None:
-            raise InputError(
-                f"fold {group}: the other groups have {others.scan.nunique()} scan, "
-                "wanted at least 2, one of them for validation; add scans or groups"
-            )
+            got = f"the other groups have {others.scan.nunique()} scan"
+            fix = "wanted at least 2, one of them for validation; add scans or groups"
+            raise InputError(f"fold {group}: {got}, {fix}")
         folds.append(_make_parts(tiles, group, others.index[valid]))
     return pd.concat(folds).rename_axis("tile")
 
-# %% ../../nbs/data/06_splits.ipynb #c5cb52f9
+# %% ../../nbs/data/06_splits.ipynb #d6d3ac00
 def leave_one_patient_out(
     tiles: pd.DataFrame,  # with `patient`, `slide` and `label`
     valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
@@ -284,7 +265,7 @@ def leave_one_patient_out(
     by_name = tiles.assign(scan=tiles.slide, group=tiles.patient)
     return leave_one_group_out(by_name, valid_fraction, seed)
 
-# %% ../../nbs/data/06_splits.ipynb #a0a460b8
+# %% ../../nbs/data/06_splits.ipynb #c5cb52f9
 def random_slide_folds(
     tiles: pd.DataFrame,  # with `slide` and `label`
     n_folds: int = 5,  # each slide tests in one of them, at least 2
@@ -307,7 +288,7 @@ def random_slide_folds(
         folds.append(pd.DataFrame(dict(fold=str(number), part=part)))
     return pd.concat(folds).rename_axis("tile")
 
-# %% ../../nbs/data/06_splits.ipynb #f074be28
+# %% ../../nbs/data/06_splits.ipynb #e1f3a823
 def _split_at_random(
     codes: np.ndarray,  # (n,) class of each tile, 0 to 2
     rest: np.ndarray,  # positions of the tiles that do not test
@@ -320,13 +301,12 @@ def _split_at_random(
             rest, test_size=valid_fraction, stratify=codes[rest], random_state=seed
         )
     except ValueError as e:
-        raise InputError(
-            f"random_tile_folds: {len(rest)} tiles are too few to validate on a fraction "
-            f"of {valid_fraction}; use a larger valid_fraction or more tiles"
-        ) from e
+        problem = f"{len(rest)} tiles are too few to validate on a fraction of {valid_fraction}"
+        fix = "use a larger valid_fraction or more tiles"
+        raise InputError(f"random_tile_folds: {problem}; {fix}") from e
     return valid
 
-# %% ../../nbs/data/06_splits.ipynb #6e6193e8
+# %% ../../nbs/data/06_splits.ipynb #f1dad9d0
 def random_tile_folds(
     tiles: pd.DataFrame,  # with `label`
     n_folds: int = 5,  # each tile tests in one of them, at least 2
@@ -340,10 +320,8 @@ def random_tile_folds(
     if n_folds < 2:
         raise InputError(f"n_folds: got {n_folds}, wanted at least 2")
     if rarest < max(n_folds, 4):
-        raise InputError(
-            f"random_tile_folds: the rarest class has {rarest} tiles, "
-            f"wanted at least {max(n_folds, 4)} for {n_folds} folds"
-        )
+        wanted = f"wanted at least {max(n_folds, 4)} for {n_folds} folds"
+        raise InputError(f"random_tile_folds: the rarest class has {rarest} tiles, {wanted}")
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     folds = []
     for number, (rest, test) in enumerate(splitter.split(codes, codes), 1):
@@ -354,7 +332,7 @@ def random_tile_folds(
         folds.append(pd.DataFrame(fold, index=tiles.index, dtype=str))
     return pd.concat(folds).rename_axis("tile")
 
-# %% ../../nbs/data/06_splits.ipynb #85ea38d3
+# %% ../../nbs/data/06_splits.ipynb #b06f927a
 _PART_NAMES = dict(train="training", valid="validation", test="test")
 
 
@@ -363,27 +341,18 @@ def _check_folds(
     folds: pd.DataFrame,  # should have `fold` and `part`, indexed by tile
 ) -> None:
     "Raise `InputError` where a table of folds does not belong to these tiles."
-    missing = [column for column in ("fold", "part") if column not in folds]
-    if missing:
-        raise InputError(
-            f"folds: no column {abbreviate(map(repr, missing))}; make the table with "
-            "leave_one_group_out, hold_out_group or random_tile_folds"
-        )
-    duplicates = tiles.index[tiles.index.duplicated()]
-    if len(duplicates):
-        names = abbreviate(duplicates)
-        raise InputError(f"tiles: duplicate tile names: {names}; keep one row of each")
-    unknown_parts = sorted(set(folds.part) - set(_PART_NAMES))
-    if unknown_parts:
+    if missing := [column for column in ("fold", "part") if column not in folds]:
+        fix = "make the table with leave_one_group_out, hold_out_group or random_tile_folds"
+        raise InputError(f"folds: no column {abbreviate(map(repr, missing))}; {fix}")
+    if len(twice := tiles.index[tiles.index.duplicated()]):
+        raise InputError(f"tiles: duplicate tile names: {abbreviate(twice)}; keep one row of each")
+    if unknown_parts := sorted(set(folds.part) - set(_PART_NAMES)):
         raise unknown_name_error("part", unknown_parts[0], _PART_NAMES)
-    unknown = folds.index[~folds.index.isin(tiles.index)].unique()
-    if len(unknown):
-        raise InputError(
-            f"folds: {len(unknown)} tiles that the tiles table does not have: "
-            f"{abbreviate(unknown)}; make the folds from the same tiles"
-        )
+    if len(unknown := folds.index[~folds.index.isin(tiles.index)].unique()):
+        names = f"{abbreviate(unknown)}; make the folds from the same tiles"
+        raise InputError(f"folds: {len(unknown)} tiles that the tiles table does not have: {names}")
 
-# %% ../../nbs/data/06_splits.ipynb #d2f5ebee
+# %% ../../nbs/data/06_splits.ipynb #85ea38d3
 _UNITS = dict(group="groups", patient="patients", scan="scans", slide="slides")
 
 
@@ -398,14 +367,13 @@ def _part_counts(
     rows = []
     table = folds[["fold", "part"]].join(tiles[[*units, "label"]])
     for fold, part in itertools.product(folds.fold.unique(), _PART_NAMES):
-        chosen = table[(table.fold == fold) & (table.part == part)]
-        n_units = [chosen[name].nunique() for name in units]
-        n_by_class = [(chosen.label == name).sum() for name in CLASSES]
-        rows.append((fold, part, *n_units, *n_by_class, len(chosen)))
-    names = [_UNITS[name] for name in units]
-    return pd.DataFrame(rows, columns=["fold", "part", *names, *CLASSES, "all"])
+        some = table[(table.fold == fold) & (table.part == part)]
+        n_by_class = [(some.label == name).sum() for name in CLASSES]
+        rows.append((fold, part, *some[units].nunique(), *n_by_class, len(some)))
+    columns = ["fold", "part", *(_UNITS[name] for name in units), *CLASSES, "all"]
+    return pd.DataFrame(rows, columns=columns)
 
-# %% ../../nbs/data/06_splits.ipynb #930a722f
+# %% ../../nbs/data/06_splits.ipynb #5953940c
 _TASK_CLASSES = dict(  # task -> names of its targets 0 and 1
     tumor=("non-tumor", "tumor"), viability=("non-viable tumor", "viable tumor")
 )

@@ -19,14 +19,14 @@ from sklearn.svm import SVC
 from ..core.config import Config
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, HEADS, PROBABILITY_COLUMNS
-from ..core.runs import _with_groups
-from .loss import _patient_weights
+from .loss import _group_names, _group_weights, _trainable_config
 from .scaling import fit_scaler
 
 # %% ../../nbs/models/09_baseline.ipynb #ab8fa568
 _BASELINES = ("majority", "logistic", "trees", "svm")
 _N_TREES = 300
 _N_PLATT_FOLDS = 5  # at most
+_MAX_SVM_STEPS = 100_000  # the release's features need 10 000; a large `C` may never end
 
 
 def _make_svm(
@@ -35,11 +35,15 @@ def _make_svm(
     answer: np.ndarray,  # (tiles,) what is to be learned
     seed: int,
 ) -> BaseEstimator:  # not yet fitted
-    "Return a support vector machine with Platt's sigmoid, in as many folds as the rarest answer has."
+    "Return a machine with Platt's sigmoid; raise `InputError` where an answer has a single tile."
     rarest = np.unique(answer, return_counts=True)[1].min()
+    if rarest < 2:
+        fix = "use 'logistic', or hold out another group"
+        raise InputError(f"baseline 'svm': an answer has one training tile, wanted 2; {fix}")
     n_folds = int(min(_N_PLATT_FOLDS, rarest))
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    return CalibratedClassifierCV(SVC(C=C, class_weight=class_weight), ensemble=False, cv=folds)
+    machine = SVC(C=C, class_weight=class_weight, max_iter=_MAX_SVM_STEPS)
+    return CalibratedClassifierCV(machine, ensemble=False, cv=folds)
 
 
 def _make_estimator(
@@ -65,22 +69,18 @@ def _fit_head(
     head: str,  # `classes`, `tumor` or `viability`
     z: np.ndarray,  # (tiles, features) of the training tiles, scaled
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
-    patient: np.ndarray,  # (tiles,) names
+    group: np.ndarray,  # (tiles,) names
     asked: np.ndarray,  # (others, features) of the tiles to answer for
 ) -> np.ndarray:  # (others, 3) for `classes`; (others,) probability of yes for a task
     "Fit a model on the tiles that its question concerns, and answer it for others."
     concerned = target > 0 if head == "viability" else np.ones(len(target), dtype=bool)
     answers = dict(classes=target, tumor=target > 0, viability=target == 2)
     answer = answers[head][concerned].astype(int)
-    if len(np.unique(answer)) < (3 if head == "classes" else 2):
-        problem = f"the training part lacks an answer to {head!r}"
-        raise InputError(
-            f"baseline {config.model.estimator!r}: {problem}; hold out another patient"
-        )
-    weights = _patient_weights(target, patient, config.training.patient_weights)[head]
+    weights = _group_weights(target, group, config.training.patient_weights)[head]
     counts = weights.numpy()[concerned].astype(float)
     model = _make_estimator(config, answer).fit(z[concerned], answer, sample_weight=counts)
-    p = model.predict_proba(asked)
+    p = np.zeros((len(asked), 3 if head == "classes" else 2))
+    p[:, model.classes_] = model.predict_proba(asked)  # the majority may know fewer answers
     return p if head == "classes" else p[:, 1]
 
 # %% ../../nbs/models/09_baseline.ipynb #91e253c7
@@ -100,41 +100,51 @@ def _chain_answers(
 # %% ../../nbs/models/09_baseline.ipynb #3939a52f
 def _answer_tiles(
     config: Config,
-    known: pd.DataFrame,  # tiles to fit on, with `patient` and `label`
+    known: pd.DataFrame,  # tiles to fit on, with `group` or `patient`, and `label`
     asked: pd.DataFrame,  # tiles to answer for
     features: pd.DataFrame,  # of all of them
 ) -> np.ndarray:  # (asked, 3)
-    "Fit the heads of a baseline on some tiles and answer for others."
+    "Fit a baseline's heads and answer for other tiles; raise `InputError` where no feature varies."
     c = config.radiomics
     scaler = fit_scaler(features, known.index, c.feature_scaling, c.n_features, known.label)
+    if scaler.mean.empty and config.model.estimator != "majority":
+        problem = "no radiomic feature varies in training"
+        fix = "use other masks and channels"
+        raise InputError(f"baseline {config.model.estimator!r}: {problem}; {fix}")
     z = scaler(features.loc[known.index])
     z_asked = scaler(features.loc[asked.index])
     target = known.label.map(CLASSES.index).to_numpy(int)
-    patient = known.patient.to_numpy(object)
+    group = _group_names(known)
     answers = {}
     for head in HEADS[config.model.head]:
-        answers[head] = _fit_head(config, head, z, target, patient, z_asked)
+        answers[head] = _fit_head(config, head, z, target, group, z_asked)
     return _chain_answers(answers)
+
+
+_COLUMNS = ("patient", "slide", "scan", "group", "label")  # of the tiles, where they are known
 
 
 def predict_baseline(
     config: Config,
-    tiles: pd.DataFrame,  # with `patient`, `slide`, `label`
+    tiles: pd.DataFrame,  # with `patient`, `slide`, `label`, and `scan`, `group` where known
     folds: pd.DataFrame,  # `fold` and `part` of each tile
     features: pd.DataFrame,  # one feature a column, of these tiles
 ) -> pd.DataFrame:  # of validation and test tiles; columns as in `predict`
-    "Fit a baseline on the training patients and predict the others; raise `InputError` as `fit`."
+    "Fit a baseline on the training groups and predict the others; raise `InputError` as `fit`."
     part = folds.part.reindex(tiles.index)
+    config = _trainable_config(config, tiles[part == "train"])
     tables = []
     for name, parts in (("valid", ["train"]), ("test", ["train", "valid"])):
         known, asked = tiles[part.isin(parts)], tiles[part == name]
         if not len(asked):
             continue
-        table = _with_groups(asked)[["patient", "slide", "scan", "group", "label"]]
+        table = asked[[column for column in _COLUMNS if column in asked]].copy()
         table.insert(0, "part", name)
         table.insert(0, "seed", config.training.seed)
         table.insert(0, "fold", folds.fold.loc[asked.index])
         p = _answer_tiles(config, known, asked, features)
         p = pd.DataFrame(p, asked.index, list(PROBABILITY_COLUMNS))
         tables.append(table.join(p).assign(gate_image=np.nan))
+    if not tables:
+        raise InputError("folds: no tile to predict; make the table with a validation or test part")
     return pd.concat(tables)

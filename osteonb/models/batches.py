@@ -29,9 +29,11 @@ def _shard_draws(
     draws: list[int],  # of a batch
     rank: int,  # of this device, from 0
     world_size: int,  # number of devices
-) -> list[int]:  # ⌈B/world_size⌉ of them
+) -> list[int]:  # ⌈B/world_size⌉ of them, on several devices at least 2
     "Return the draws of a batch whose pixels one device takes."
     size = -(-len(draws) // world_size)
+    if world_size > 1:
+        size = max(size, 2)
     shard = draws[rank * size : (rank + 1) * size]
     fill = (shard or draws)[-1:]
     return shard + fill * (size - len(shard))
@@ -155,13 +157,13 @@ class _EvenBatches(Sampler):
     def __init__(
         self,
         n: int,  # number of tiles, at least 2
-        batch_size: int,  # at most so many in a batch
+        batch_size: int,  # at most so many in a batch; with 2, one batch may have 3
         seed: int,  # decides the order, together with the epoch
     ) -> None:
         if n < 2:
             raise InputError(f"training part: {n} tile; at least two are needed")
         self.n = n
-        self.n_batches = -(-n // batch_size)
+        self.n_batches = min(-(-n // batch_size), n // 2)  # no batch of one tile
         self.seed = seed
         self.epoch = 0
 

@@ -23,6 +23,7 @@ from torch import Tensor
 import osteonb
 from ..core.errors import InputError
 from ..core.files import json_digest, read_json, read_table
+from ..core.labels import TASKS
 from ..core.runs import Run
 from .backbone import _state_digest, make_backbone
 from .fusion import FusionNet, TrainedModel, make_network
@@ -190,6 +191,20 @@ def _read_weights(
         return state, json.loads((file.metadata() or {}).get("inputs", "{}"))
 
 
+def _trained_head(
+    head: str,  # of the run's settings
+    path: Path,  # `model.safetensors`
+) -> str:  # of the network in the file
+    "Return the one task that a hierarchical network was trained for, where training lacked a class."
+    try:
+        with safe_open(path, "pt") as file:
+            names = {name.split(".")[1] for name in file.keys() if name.startswith("heads.")}
+    except Exception:
+        return head  # `_load_weights` says what is wrong
+    is_reduced = head == "hierarchical" and len(names) == 1 and names <= set(TASKS)
+    return names.pop() if is_reduced else head
+
+
 def _load_weights(
     net: FusionNet,  # is given the weights
     path: Path,  # `model.safetensors`
@@ -242,6 +257,7 @@ def load_model(
     "Read a model; raise `InputError` where a file is absent, damaged or belongs to another model."
     run = run if isinstance(run, Run) else Run(run)
     config = run.config
+    config = config.replace(head=_trained_head(config.model.head, run.path_of("model.safetensors")))
     scaler = None
     if config.model.modality != "image":
         scaler = _read_scaler(run.file("scaler"))

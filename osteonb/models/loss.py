@@ -6,6 +6,8 @@
 __all__ = ['WEIGHT_CLAMP', 'class_probs', 'task_loss', 'HierarchicalLoss']
 
 # %% ../../nbs/models/06_loss.ipynb #ed77a58b
+import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config, setting_choices
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import CLASSES, HEADS
+from ..core.labels import CLASSES, HEADS, TITLES
 
 # %% ../../nbs/models/06_loss.ipynb #e2f0886d
 def class_probs(
@@ -70,21 +72,28 @@ def _head_counts(
     )
 
 # %% ../../nbs/models/06_loss.ipynb #9045cc78
-def _patient_weights(
+def _group_weights(
     target: np.ndarray,  # (tiles,) class of each training tile, 0 to 2
-    patient: np.ndarray,  # (tiles,) names
-    s: float,  # 0: every tile counts the same within its answer; 1: every patient
+    group: np.ndarray,  # (tiles,) names
+    s: float,  # 0: every tile counts the same within its answer; 1: every group
 ) -> dict[str, Tensor]:  # for each head, (tiles,) weights with mean one within each answer
-    "Weight tiles by their patient's number of tiles with the same answer, to the power -s."
+    "Weight tiles by their group's number of tiles with the same answer, to the power -s."
     answers = dict(tumor=target > 0, viability=target, classes=target)
     weights = {}
     for head, answer in answers.items():
-        table = pd.DataFrame(dict(answer=answer, patient=patient))
-        n_tiles = table.groupby(["answer", "patient"]).patient.transform("size")
+        table = pd.DataFrame(dict(answer=answer, group=group))
+        n_tiles = table.groupby(["answer", "group"]).group.transform("size")
         w = n_tiles ** -float(s)
         scaled = w / w.groupby(table.answer).transform("mean")
         weights[head] = torch.tensor(scaled.to_numpy(), dtype=torch.float32)
     return weights
+
+
+def _group_names(
+    tiles: pd.DataFrame,  # with `group`, or `patient` where groups are not known
+) -> np.ndarray:  # (tiles,)
+    "Return what a tile cannot be separated from: its group, or its patient."
+    return tiles["group" if "group" in tiles else "patient"].to_numpy(object)
 
 # %% ../../nbs/models/06_loss.ipynb #12c3d09f
 def task_loss(
@@ -100,12 +109,12 @@ def task_loss(
 
 # %% ../../nbs/models/06_loss.ipynb #ffcbb33e
 _REGULARIZATION = 0.2  # r of the recipe
-WEIGHT_CLAMP = (0.2, 3.0)  # smallest and largest e^-λ of the recipe
+WEIGHT_CLAMP = (0.2, 3.0)  # smallest and largest e^-λ of the recipe; λ is clamped
 _START_WEIGHTS = dict(tumor=0.5, viability=1.5)  # e^-λ at the start of training
 
 # %% ../../nbs/models/06_loss.ipynb #d10456d2
 class _TaskBalance(nn.Module):
-    "Weight the tasks' losses: by one, by e^-λ within the recipe's clamp, or after Kendall."
+    "Weight the tasks' losses: by one, by e^-λ with a clamp on λ, or after Kendall."
 
     def __init__(
         self,
@@ -128,7 +137,14 @@ class _TaskBalance(nn.Module):
         if self.weighting == "fixed":
             return torch.ones(len(self.tasks))
         w = (-self.log_var).exp()
-        return w.clamp(*WEIGHT_CLAMP) if self.weighting == "learned" else w / 2
+        return w if self.weighting == "learned" else w / 2
+
+    @torch.no_grad()
+    def clamp_weights(self) -> None:
+        "Bring λ back, in place, to where e^-λ is within the recipe's clamp."
+        if self.weighting == "learned":
+            lowest, highest = WEIGHT_CLAMP
+            self.log_var.clamp_(-math.log(highest), -math.log(lowest))
 
     def forward(
         self,
@@ -157,7 +173,7 @@ class HierarchicalLoss(nn.Module):
         self,
         counts: list[int],  # training tiles of non-tumor, non-viable, viable
         head: str = "hierarchical",  # `hierarchical`, `tumor`, `viability`, or `flat`
-        weighting: str = "learned",  # `fixed`, `learned` (clamped) or `kendall`; for two tasks
+        weighting: str = "learned",  # `fixed`, `learned` (λ clamped) or `kendall`; for two tasks
         weigh_classes: bool = True,  # by inverse class frequency; else every tile counts the same
     ) -> None:
         super().__init__()
@@ -185,6 +201,10 @@ class HierarchicalLoss(nn.Module):
         w = weight[target] * counts
         return (w * F.cross_entropy(logit, target, reduction="none")).sum() / w.sum()
 
+    def clamp_weights(self) -> None:
+        "Clamp λ in place; call it after each step of the optimizer."
+        self.balance.clamp_weights()
+
     def forward(
         self,
         logits: dict[str, Tensor],  # of the network
@@ -199,6 +219,41 @@ class HierarchicalLoss(nn.Module):
             parts[head] = self.head_loss(head, logits[head], target, weight)
         weights = dict(zip(self.heads, self.balance.weights().tolist()))
         return _Losses(self.balance(torch.stack(list(parts.values()))), parts, weights)
+
+# %% ../../nbs/models/06_loss.ipynb #bf97276f
+def _untrainable_heads(
+    config: Config,  # `head` and `estimator`
+    counts: list[int],  # training tiles of non-tumor, non-viable, viable
+) -> list[str]:  # of `HEADS[config.model.head]`
+    "Return the questions of which the training part lacks an answer."
+    n_answers = _head_counts(counts)
+    heads = HEADS[config.model.head]
+    if config.model.estimator == "majority":
+        return [head for head in heads if sum(n_answers[head]) == 0]
+    return [head for head in heads if min(n_answers[head]) == 0]
+
+
+def _trainable_config(
+    config: Config,  # `head` and `estimator`
+    train: pd.DataFrame,  # training tiles, with `label`
+) -> Config:  # with the head that can be trained
+    "Leave out a task that lacks a class, with a warning; raise `InputError` where none is left."
+    counts = [int((train.label == name).sum()) for name in CLASSES]
+    untrainable = _untrainable_heads(config, counts)
+    if not untrainable:
+        return config
+    missing = [TITLES[name].lower() for name, n in zip(CLASSES, counts) if n == 0]
+    problem = f"the training part has no {' and no '.join(missing)} tile"
+    trainable = [head for head in HEADS[config.model.head] if head not in untrainable]
+    if not trainable:
+        fix = "hold out another group, or add tiles"
+        if config.model.head == "flat":
+            fix += "; head='hierarchical' trains the task that can be trained"
+        raise InputError(f"head {config.model.head!r}: {problem}; {fix}")
+    [kept], [left_out] = trainable, untrainable
+    text = f"{problem}: {TITLES[left_out].lower()!r} cannot be trained"
+    warnings.warn(f"{text}, and {TITLES[kept].lower()!r} is trained alone", stacklevel=3)
+    return config.replace(head=kept)
 
 # %% ../../nbs/models/06_loss.ipynb #21d107ba
 def _make_loss(
@@ -215,10 +270,10 @@ def _make_loss(
 
 def _tile_weights(
     config: Config,  # `patient_weights`
-    train: pd.DataFrame,  # training tiles, with `label`, and `patient` where patients are weighted
+    train: pd.DataFrame,  # training tiles, with `label`, and `group` or `patient` for weights
 ) -> dict[str, Tensor] | None:  # head -> (tiles,); None where all tiles count the same
     "Return how much each training tile counts."
     if not config.training.patient_weights:
         return None
     target = train.label.map(CLASSES.index).to_numpy(int)
-    return _patient_weights(target, train.patient.to_numpy(object), config.training.patient_weights)
+    return _group_weights(target, _group_names(train), config.training.patient_weights)

@@ -22,7 +22,6 @@ from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -36,53 +35,13 @@ from .batches import _add_feature_noise, _augmented, make_dataset, make_loader
 from .fusion import FusionNet, TrainedModel, _NetworkOutput, make_network
 from osteonb.models.loss import (
     HierarchicalLoss,
+    _logits_to_probabilities,
     _make_loss,
     _tile_weights,
-    _logits_to_probabilities,
+    _trainable_config,
 )
 from .scaling import fit_scaler
-
-# %% ../../nbs/models/08_training.ipynb #74f2ddc8
-def _selection_auc(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
-    target: np.ndarray,  # (tiles,) class of each, 0 to 2
-) -> float:  # in [0, 1]; `NaN` where no question has both answers among the tiles
-    "Return the mean AUC over the questions that the head answers and the tiles can decide."
-    if np.isnan(p[:, 1]).any():
-        questions = [(target > 0, -p[:, 0])]
-    elif np.isnan(p[:, 0]).any():
-        questions = [(target[target > 0] == 2, p[target > 0, 2])]
-    else:
-        questions = [(target == c, p[:, c]) for c in range(3)]
-    aucs = [roc_auc_score(y, score) for y, score in questions if 0 < y.sum() < len(y)]
-    return float(np.mean(aucs)) if aucs else np.nan
-
-# %% ../../nbs/models/08_training.ipynb #5c820e4a
-_TIE_TOLERANCE = 1e-6  # factor of the log loss in the score
-
-
-def _selection_log_loss(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
-    target: np.ndarray,  # (tiles,) class of each, 0 to 2
-) -> float:
-    "Return the log loss over the tiles that the head's questions concern."
-    if np.isnan(p[:, 1]).any():  # a tumor head: non-tumor, or either class of tumor
-        p = np.stack([p[:, 0], 1 - p[:, 0]], 1)
-    concerned = ~np.isnan(p[:, 0]) | (target > 0)
-    column = np.minimum(target, p.shape[1] - 1)[:, None]
-    given = np.take_along_axis(p, column, 1)[concerned, 0]  # probability of the true answer
-    return float(-np.log(np.clip(given, 1e-12, 1)).mean())
-
-
-def _selection_score(
-    p: np.ndarray,  # (tiles, 3) probabilities, as `_logits_to_probabilities` gives them
-    target: np.ndarray,  # (tiles,) class of each, 0 to 2
-) -> dict[str, float]:  # `valid_auc`, `valid_log_loss`, and the `valid_score` that decides
-    "Score an epoch by its AUC, and by its log loss between equal AUCs."
-    auc = _selection_auc(p, target)
-    loss = _selection_log_loss(p, target)
-    score = float(np.nan_to_num(auc)) - _TIE_TOLERANCE * loss
-    return dict(valid_auc=auc, valid_log_loss=loss, valid_score=score)
+from .selection import _check_finite, _check_validation, _selection_score
 
 # %% ../../nbs/models/08_training.ipynb #bb19967a
 # keys of callbacks in checkpoints of version 0.1, without their arguments -> today's
@@ -136,8 +95,14 @@ class Learner(L.LightningModule):
             image = gathered[: len(batch["target"])]  # without the fill of the last shard
         return self.net.answer(image, batch.get("radiomics"))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        "Take a step, and clamp λ in place."
+        super().optimizer_step(*args, **kwargs)
+        self.loss.clamp_weights()
+
     def on_train_start(self) -> None:
-        "Set the shard that the datasets read."
+        "Set the shard that the datasets read; clamp a λ that an old checkpoint left outside."
+        self.loss.clamp_weights()
         for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
             batches.dataset.shard = self.shard
 
@@ -290,11 +255,22 @@ def detect_launcher() -> ClusterEnvironment | None:  # knows the rank and the nu
     return None
 
 
+def _check_devices(
+    n_devices: int,  # of the setting
+) -> None:
+    "Raise `InputError` where a machine has GPUs, and fewer than wanted."
+    n_gpus = torch.cuda.device_count()
+    if 0 < n_gpus < n_devices:
+        problem = f"got {n_devices}, and the number of GPUs here is {n_gpus}"
+        raise InputError(f"setting 'devices': {problem}; use at most that many")
+
+
 def is_worker_process(
     config: Config,  # `devices` and `num_nodes`
 ) -> bool:
     "Return whether this process only helps another; raise `InputError` for a wrong number of them."
     devices, num_nodes = config.training.devices, config.training.num_nodes
+    _check_devices(devices)
     launcher = detect_launcher() if devices * num_nodes > 1 else None
     if launcher is None and num_nodes > 1:
         command = f"torchrun --nnodes {num_nodes} --nproc_per_node {devices} --rdzv_backend c10d"
@@ -314,6 +290,7 @@ def _make_trainer(
 ) -> L.Trainer:
     "Return Lightning's trainer with the configuration's epochs, precision and devices."
     training = config.training
+    _check_devices(training.devices)
     half = config.model.precision == "bf16" and not config.model.freeze_backbone
     strategy = "auto"
     if training.devices * training.num_nodes > 1:
@@ -342,7 +319,7 @@ def train_loop(
     valid: DataLoader,  # of the validation part
     folder: Path,  # for `checkpoints/`
 ) -> pd.DataFrame:  # the history: a row for each epoch
-    "Train with early stopping and keep the best epoch, both by the validation score."
+    "Train, stop early, keep the best epoch; raise `InputError` where training diverges at once."
     config, checkpoints = learner.config, folder / "checkpoints"
     score = dict(monitor="valid_score", mode="max")
     best = _BestCheckpoint(checkpoints, "best", enable_version_counter=False, **score)
@@ -365,21 +342,25 @@ def train_loop(
     trainer.strategy.barrier()  # until all have read them: the first process removes them
     learner.cpu().load_state_dict(kept["state_dict"])
     learner.eval()
-    return pd.DataFrame(_callback_states(ended)[_History.state_key]["rows"])
+    history = pd.DataFrame(_callback_states(ended)[_History.state_key]["rows"])
+    _check_finite(history)
+    return history
 
 # %% ../../nbs/models/08_training.ipynb #a6ce90c5
 def fit(
     config: Config,
-    tiles: pd.DataFrame,  # with `label`, `path`, `sha256`, and `patient` with `patient_weights`
+    tiles: pd.DataFrame,  # with `label`, `path`, `sha256`; for weights with `group` or `patient`
     folds: pd.DataFrame,  # `part` of each tile; train and valid are used
     features: pd.DataFrame | None = None,  # radiomics; None for images only
     folder: str | Path | None = None,  # for checkpoints, to resume from; None keeps none
     cache_dir: str | Path | None = None,  # where embeddings and pixels are kept
 ) -> tuple[TrainedModel, pd.DataFrame]:  # what prediction needs, and a row for each epoch
-    "Fit one variant on the training part and keep its best epoch on the validation part."
+    "Fit one variant and keep its best epoch; raise `InputError` for parts that cannot be used."
     set_seed(config.training.seed)
     part = folds.part.reindex(tiles.index)
     train, valid = tiles[part == "train"], tiles[part == "valid"]
+    config = _trainable_config(config, train)
+    _check_validation(config, valid)
     scaler = None
     if config.model.modality != "image":
         c = config.radiomics

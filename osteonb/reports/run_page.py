@@ -49,7 +49,7 @@ def _split_text(
     if (folds.part.groupby(tiles.scan).nunique() > 1).any() or groups["test"] & others:
         return "Parts share scans or groups: this split leaks, and is for comparison only."
     text = "Parts share no scan, and the test group is in no other part. "
-    if (tiles.scan == tiles.slide).all():
+    if (tiles.scan == tiles.slide).all() or not tiles.path.astype(bool).any():
         text += "Scans were taken from the slides' names and not verified from pixels. "
     if groups["train"] & groups["valid"]:
         return (
