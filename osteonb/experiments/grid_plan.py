@@ -20,7 +20,7 @@ from ..core.files import atomic_write, contains_files, json_digest, write_table
 from ..core.labels import HEADS, TASKS, TITLES
 from ..data.splits import find_untrainable_tasks, leave_one_group_out, random_tile_folds
 from .grid import _SPLITS, _Grid, _variant_configs
-from .pipeline import _check_same_tiles
+from .reading import _check_same_tiles
 
 # %% ../../nbs/experiments/03_grid_plan.ipynb #8e1e1bd0
 def _grid_folds(

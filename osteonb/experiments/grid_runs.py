@@ -48,13 +48,11 @@ from osteonb.experiments.grid_plan import (
 from .nested import _choose_candidate, _fit_predict
 from osteonb.experiments.pipeline import (
     _compute_features_quietly,
-    _data_or_cohort,
-    _read_groups,
     _remove_checkpoints,
     _training_tables,
-    needs_images,
     validate_run,
 )
+from .reading import _data_or_cohort, _read_groups, needs_images
 from ..models.backbone import make_backbone
 from ..models.checkpoint import save_model
 from ..models.embedding import embed_tiles

@@ -71,12 +71,13 @@ def _format_interval(
 
 def _headline_figures(
     predictions: pd.DataFrame,  # of a run, with its test part
-) -> pd.DataFrame:  # indexed by metric: value, 95 % interval over the test group's scans, tiles
+) -> pd.DataFrame:  # indexed by metric: value, 95 % intervals over slides and patients, tiles
     "Return the metrics of a run on its test part as text."
     table = summarize(intervals(predictions), digits=None).dropna(subset="value")
     columns = {"value": table.value.map("{:.3f}".format)}
-    bounds = table[["scan_low", "scan_high"]].to_numpy(float)
-    columns["over these scans"] = [_format_interval(low, high) for low, high in bounds]
+    for by in ("slide", "patient"):
+        bounds = table[[f"{by}_low", f"{by}_high"]].to_numpy(float)
+        columns[f"over {by}s"] = [_format_interval(low, high) for low, high in bounds]
     columns["tiles"] = table.n.astype(int)
     return pd.DataFrame(columns, index=table.index).rename_axis("test part")
 
@@ -130,8 +131,7 @@ _INTENDED_USE = [
     "A tile of an H&E slide is sorted into non-tumor, non-viable tumor and viable tumor.",
 ]
 _INTERVALS_NOTE = (
-    "Each tile judged once. The intervals are of 1000 draws of the scans that were tested, and conditional "
-    "on them; one held-out group does not show how results vary between patients."
+    "Each tile judged once. The intervals are of 1000 draws of slides, and of patients."
 )
 
 
@@ -149,7 +149,9 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(config, None if scaler is None else list(scaler.mean.index)),
+        "Inputs": _input_lines(
+            config, None if scaler is None else list(scaler.mean.index)
+        ),
         "Limits": run_warnings(config, tiles, folds),
         "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
         "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],
