@@ -7,7 +7,7 @@ __all__ = ['needs_images']
 
 # %% ../../nbs/experiments/09_reading.ipynb #78e330f3
 import hashlib
-import warnings
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -79,7 +79,7 @@ def _find_groups(
     if n_without:
         text = f"{n_without} of {len(tiles)} tiles have no image"
         text += ", so their scans and groups are taken from names and not verified"
-        warnings.warn(text, stacklevel=3)
+        logging.getLogger("osteonb").warning(text)
     found = assign_groups(with_images, cache_dir)
     return found.assign(path=tiles.path, sha256=tiles.sha256)
 
@@ -128,7 +128,7 @@ def _read_data(
     cache_dir: str | Path,  # where overlaps of tiles are cached
     n_jobs: int | None = None,  # threads that decode
 ) -> dict[str, pd.DataFrame]:  # `tiles`, `excluded`, `folds`
-    "Read and split the tiles; warn where more is held out than the patient that was asked for."
+    "Read and split the tiles; say where more is held out than the patient that was asked for."
     tiles, excluded = _read_groups(config, data, cache_dir, n_jobs, needs_images(config))
     settings = config.data
     seed = config.training.seed
@@ -137,7 +137,7 @@ def _read_data(
     )
     _check_trainable(config, tiles, folds)
     if text := _larger_group_text(settings.test_group, tiles, folds):
-        warnings.warn(text, stacklevel=2)
+        logging.getLogger("osteonb").warning(text)
     return dict(tiles=tiles, excluded=excluded, folds=folds)
 
 # %% ../../nbs/experiments/09_reading.ipynb #83f70c4d
