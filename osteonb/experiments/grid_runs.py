@@ -372,7 +372,7 @@ def run_grid(
     data = _data_or_cohort(data, settings.tile_size, cache_dir, n_jobs)
     images = any(map(needs_images, configs))
     tiles, excluded = _read_groups(configs[0], data, cache_dir, n_jobs, images)
-    folds = _grid_folds(grid, tiles, settings)
+    folds = _grid_folds(grid, tiles, settings.valid_fraction, settings.valid_by)
     runs, skipped = _plan_grid_runs(folder, grid, tiles, folds)
     _open_grid_folder(folder, tiles, excluded)
     shared = _compute_shared_features(folder, runs, tiles, cache_dir, n_jobs)

@@ -17,7 +17,6 @@ from ..core.errors import InputError, abbreviate
 from ..core.files import read_table
 from ..core.labels import HEADS, TASKS
 from ..core.runs import Run
-from ..data.images import _find_images
 from ..data.overlaps import assign_groups
 from ..data.splits import find_untrainable_tasks, hold_out_group
 from ..data.tcia import parse_tile_name
@@ -52,8 +51,8 @@ def _find_paths(
 ) -> pd.Series:  # the image of each tile; empty where there is none
     "Find the images of a release by the tiles' names, without decoding any."
     files = {}
-    for path in _find_images(Path(data)):
-        if parts := parse_tile_name(path.name):
+    for path in sorted(Path(data).rglob("*")):
+        if path.is_file() and (parts := parse_tile_name(path.name)):
             files.setdefault(parts["tile"], str(path.resolve()))
     return pd.Series(files, dtype=object).reindex(tiles.index).fillna("")
 
@@ -74,14 +73,14 @@ def _find_groups(
     with_images = tiles
     if Path(data).is_dir() and (tiles.path == "").all():
         paths = _find_paths(data, tiles)
-        with_images = tiles.assign(path=paths, sha256=paths.map(_file_digest))
+        digests = paths.map(_file_digest).where(paths != "", tiles.sha256)
+        with_images = tiles.assign(path=paths, sha256=digests)
     n_without = int((with_images.path == "").sum())
     if n_without:
         text = f"{n_without} of {len(tiles)} tiles have no image"
         text += ", so their scans and groups are taken from names and not verified"
         logging.getLogger("osteonb").warning(text)
-    found = assign_groups(with_images, cache_dir)
-    return found.assign(path=tiles.path, sha256=tiles.sha256)
+    return assign_groups(with_images, cache_dir)
 
 # %% ../../nbs/experiments/09_reading.ipynb #267cabf4
 def _check_trainable(
