@@ -18,7 +18,7 @@ from ..synthetic.fixtures import fixtures_dir, small_cohort
 
 # %% ../../nbs/experiments/08_fixtures.ipynb #46881545
 _SMALL_RUN = dict(
-    test_group=SYNTHETIC_TEST_PATIENT,
+    test_group=f"{SYNTHETIC_TEST_PATIENT}+P905",  # two patients who share a scan
     tile_size=64,
     image_size=32,
     backbone="test_efficientnet",

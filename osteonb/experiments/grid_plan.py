@@ -14,19 +14,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.config import Config, _DataConfig
+from ..core.config import Config
 from ..core.errors import InputError
 from ..core.files import atomic_write, contains_files, json_digest, write_table
 from ..core.labels import HEADS, TASKS, TITLES
 from ..data.splits import find_untrainable_tasks, leave_one_group_out, random_tile_folds
 from .grid import _SPLITS, _Grid, _variant_configs
-from .pipeline import _check_same_tiles
+from .reading import _check_same_tiles
 
 # %% ../../nbs/experiments/03_grid_plan.ipynb #8e1e1bd0
 def _grid_folds(
     grid: _Grid,
     tiles: pd.DataFrame,  # of the cohort, with scans and groups
-    settings: _DataConfig,  # `valid_fraction` and `valid_by` are read
+    valid_fraction: float,  # approximate fraction of the training tiles that is used for validation
+    valid_by: str = "scan",  # validation by whole scans, or by a whole `group`
 ) -> dict[tuple[str, int], pd.DataFrame]:  # (split, seed) -> `fold` and `part` of each tile
     "Divide the tiles for every split and seed; each table lists all of its folds, one after the other."
     folds = {}
@@ -34,11 +35,10 @@ def _grid_folds(
         if split not in grid.splits:
             continue
         for seed in grid.seeds:
-            fraction = settings.valid_fraction
             if split == "group":
-                table = leave_one_group_out(tiles, fraction, seed, settings.valid_by)
+                table = leave_one_group_out(tiles, valid_fraction, seed, valid_by)
             else:
-                table = random_tile_folds(tiles, grid.folds, fraction, seed)
+                table = random_tile_folds(tiles, grid.folds, valid_fraction, seed)
             folds[split, seed] = table
     return folds
 

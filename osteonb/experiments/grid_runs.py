@@ -48,13 +48,11 @@ from osteonb.experiments.grid_plan import (
 from .nested import _choose_candidate, _fit_predict
 from osteonb.experiments.pipeline import (
     _compute_features_quietly,
-    _data_or_cohort,
-    _read_groups,
     _remove_checkpoints,
     _training_tables,
-    needs_images,
     validate_run,
 )
+from .reading import _data_or_cohort, _read_groups, needs_images
 from ..models.backbone import make_backbone
 from ..models.checkpoint import save_model
 from ..models.embedding import embed_tiles
@@ -374,7 +372,7 @@ def run_grid(
     data = _data_or_cohort(data, settings.tile_size, cache_dir, n_jobs)
     images = any(map(needs_images, configs))
     tiles, excluded = _read_groups(configs[0], data, cache_dir, n_jobs, images)
-    folds = _grid_folds(grid, tiles, settings)
+    folds = _grid_folds(grid, tiles, settings.valid_fraction, settings.valid_by)
     runs, skipped = _plan_grid_runs(folder, grid, tiles, folds)
     _open_grid_folder(folder, tiles, excluded)
     shared = _compute_shared_features(folder, runs, tiles, cache_dir, n_jobs)

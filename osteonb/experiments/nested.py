@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.config import Config
 from ..core.errors import InputError
 from ..core.labels import CLASSES
-from ..data.splits import _unit_folds
+from ..data.splits import unit_folds
 from ..evaluation.bootstrap import score_with_standard_error
 from ..models.baseline import predict_baseline
 from ..models.fusion import TrainedModel
@@ -52,7 +52,7 @@ def _inner_units(
     wanted = min(_MIN_INNER_TILES, train.label.value_counts().min() // 2)
     for by, n_left in (("group", wanted), ("scan", 1)):
         held_out = []
-        units = _unit_folds(train, targets, n, seed, by)
+        units = unit_folds(train, targets, n, seed, by)
         for rows in units:
             left = train.label.drop(train.index[rows]).value_counts()
             if left.reindex(train.label.unique(), fill_value=0).min() >= max(n_left, 1):

@@ -21,7 +21,7 @@ from ..core.config import ModelConfig
 from ..core.errors import InputError
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS, TITLES
 from ..data.images import read_tile
-from ..experiments.pipeline import needs_images
+from ..experiments.reading import needs_images
 from osteonb.explain.attribution import (
     _EndToEndModel,
     _model_inputs,

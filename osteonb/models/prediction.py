@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
-from ..core.runs import _with_groups
 from .batches import make_dataset, make_loader
 from .fusion import FusionNet, TrainedModel
 from .loss import _logits_to_probabilities
@@ -64,6 +63,9 @@ def average_passes(
     return torch.stack(passes).mean(0)
 
 # %% ../../nbs/models/11_prediction.ipynb #6d36480c
+_FACTS = ("patient", "slide", "scan", "group", "label")  # of a tile; only passed on
+
+
 def predict(
     trained: TrainedModel,
     tiles: pd.DataFrame,  # with `patient`, `slide`, `label`; `path`, `sha256` where images are read
@@ -85,7 +87,7 @@ def predict(
     batches = make_loader(data, config.training.batch_size)
     values = average_passes(trained.net, batches, config.model.mc_dropout_passes).numpy()
     part = pd.Series(dtype=object) if folds is None else folds.part
-    table = _with_groups(tiles)[["patient", "slide", "scan", "group", "label"]]
+    table = tiles[[name for name in _FACTS if name in tiles]].copy()
     table.insert(0, "part", part.reindex(tiles.index).fillna("new").astype(str))
     table.insert(0, "seed", config.training.seed)
     known = folds is not None and len(folds) > 0

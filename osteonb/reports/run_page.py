@@ -50,8 +50,10 @@ def _split_text(
     if (folds.part.groupby(tiles.scan).nunique() > 1).any() or groups["test"] & others:
         return "Parts share scans or groups: this split leaks, and is for comparison only."
     text = "Parts share no scan, and the test group is in no other part. "
-    if (tiles.scan == tiles.slide).all() or not tiles.path.astype(bool).any():
-        text += "Scans were taken from the slides' names and not verified from pixels. "
+    by_name = (tiles.path == "") | (tiles.scan == tiles.slide).all()
+    if n_by_name := int(by_name.sum()):
+        scans = f"Scans of {n_by_name} of {len(tiles)} tiles"
+        text += f"{scans} were taken from slide names and not verified from pixels. "
     if groups["train"] & groups["valid"]:
         return (
             text
