@@ -134,8 +134,9 @@ def _shared_finding(
     sums = leaks.groupby("parts", sort=False).n.sum()
     counts = ", ".join(f"{n} in {parts}" for parts, n in sums.items())
     folds = _count_noun(leaks.fold.nunique(), "fold")
-    names = abbreviate(dict.fromkeys(leaks.which))
-    text = f"{what}s in two parts, counted over {folds}: {counts}; they are {names}"
+    first = leaks.iloc[0]
+    text = f"{what}s in two parts, counted over {folds}: {counts}"
+    text += f"; such as {first.which} in fold {first.fold}"
     return _finding(check, "leak", leaks.n.sum(), text)
 
 # %% ../../nbs/data/10_findings.ipynb #d949c2a1
