@@ -59,7 +59,7 @@ _DETAIL_TITLES = dict(
     parts="Parts of every fold",
     untrainable="Tasks that a fold cannot be trained for",
     shared="Tiles, slides, scans, patients and groups in two parts",
-    overlaps="Pairs of tiles that overlap by their names and show the same pixels",
+    overlaps="Overlapping tiles that show the same pixels or could not be compared",
     duplicates="Duplicates, exact and near",
     blank="Blank tiles",
     entanglement="How far the patient alone answers",
@@ -118,7 +118,7 @@ def _scan_section(
     text = (
         "Slide names whose tiles show the same pixels are one scan. Patients that share a scan are "
     )
-    text += "one group. A group is never divided between training and test data."
+    text += "one group. A group must not be divided between training and test data."
     return _paragraph(text) + html_table(_readable_table(scans))
 
 # %% ../../nbs/reports/05_audit_page.ipynb #b86faef3
