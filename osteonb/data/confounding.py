@@ -99,7 +99,7 @@ def _group_recognition(
             reason = "fewer than two groups have such tiles of two scans each"
         else:
             accuracy = _recognize_group(chosen, features.loc[chosen.index], seed)
-        chance = 1 / n_groups if n_groups else np.nan
+        chance = 1 / n_groups if n_groups > 1 else np.nan
         n_scans = chosen.scan.nunique()
         rows.append((among, len(chosen), n_groups, n_scans, accuracy, chance, reason))
     columns = ["among", "n", "groups", "scans", "balanced_accuracy", "chance", "reason"]

@@ -47,7 +47,8 @@ def _scan_table(
 ) -> pd.DataFrame:  # by scan: `group, patients, slides` (names), the number of tiles of each class
     "List the scans with the names of their patients and slides."
     rows = []
-    for (group, scan), some in tiles.groupby(["group", "scan"], sort=True):
+    in_order = tiles.sort_values(["group", "slide"])  # scans are numbered in this order
+    for (group, scan), some in in_order.groupby(["group", "scan"], sort=False):
         n_by_class = {name: int((some.label == name).sum()) for name in CLASSES}
         patients = ", ".join(sorted(set(some.patient)))
         slides = ", ".join(sorted(set(some.slide)))
@@ -78,6 +79,8 @@ def _groups_finding(
     elif n_compared < n_tiles:
         rest = _count_noun(n_tiles - n_compared, "tile")
         names += f"; {rest} without an image or a position not looked at"
+    elif len(scans) == n_slides:
+        names += "; no two slide names show the same pixels"
     is_plain = len(scans) == n_slides and n_groups == n_patients and n_compared == n_tiles
     verdict = "fine" if is_plain else "warning"
     return _finding(check, verdict, n_groups, names)
@@ -134,8 +137,9 @@ def _shared_finding(
     sums = leaks.groupby("parts", sort=False).n.sum()
     counts = ", ".join(f"{n} in {parts}" for parts, n in sums.items())
     folds = _count_noun(leaks.fold.nunique(), "fold")
-    names = abbreviate(dict.fromkeys(leaks.which))
-    text = f"{what}s in two parts, counted over {folds}: {counts}; they are {names}"
+    first = leaks.iloc[0]
+    text = f"{what}s in two parts, counted over {folds}: {counts}"
+    text += f"; such as {first.which} in fold {first.fold}"
     return _finding(check, "leak", leaks.n.sum(), text)
 
 # %% ../../nbs/data/10_findings.ipynb #d949c2a1
