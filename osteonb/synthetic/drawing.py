@@ -52,9 +52,12 @@ def _ragged_region(
     fraction: float,  # of the tile that is covered, in (0, 1]
 ) -> np.ndarray:  # (_COARSE_PX, _COARSE_PX), positive inside
     "Return a region with a ragged edge that covers a given fraction of the tile."
-    field = sum(_smooth_noise(rng, 3 * 2**k, _COARSE_PX) / 2**k for k in range(6))
+    octaves = range(6)
     if fraction >= 1:
-        return np.full_like(field, 9)
+        for k in octaves:
+            rng.standard_normal((3 * 2**k + 2,) * 2)  # as many as the noise takes
+        return np.full((_COARSE_PX, _COARSE_PX), 9, np.float32)
+    field = sum(_smooth_noise(rng, 3 * 2**k, _COARSE_PX) / 2**k for k in octaves)
     return field - np.quantile(field, 1 - fraction)
 
 # %% ../../nbs/synthetic/01_drawing.ipynb #8042b162

@@ -35,7 +35,7 @@ def fixtures_dir() -> Path:  # in the system's folder for temporary files
 
 # %% ../../nbs/synthetic/05_fixtures.ipynb #c9672732
 def small_cohort(
-    scale: float = 0.25,  # factor on the number of tiles: 163 tiles at 1
+    scale: float = 0.25,  # factor on the number of tiles: 171 tiles at 1
     size: int = 64,  # side of a tile, pixels
 ) -> Path:  # a folder laid out as the TCIA release
     "Return a synthetic cohort that is generated once and shared; treat it as read-only."
