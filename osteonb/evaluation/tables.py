@@ -62,27 +62,24 @@ def metrics_to_dict(
 
 # %% ../../nbs/evaluation/03_tables.ipynb #28856767
 _HEADLINE_METRICS = {
-    ("classes", "roc_auc_within"): "Ranking: AUC within groups, macro",
-    ("tumor", "roc_auc_within"): "Ranking: AUC within groups, tumor or not",
-    ("viability", "roc_auc_within"): "Ranking: AUC within groups, viable or not",
-    ("classes", "accuracy"): "Decision: accuracy, three classes",
+    ("classes", "accuracy"): "Accuracy, three classes",
     ("classes", "majority_accuracy"): "  of always naming the most frequent class",
-    ("classes", "balanced_accuracy"): "Decision: balanced accuracy",
-    ("classes", "f1_macro"): "Decision: F1, macro",
-    ("classes", "f1_weighted"): "Decision: F1, weighted",
-    ("tumor", "sens_at_spec90"): "Decision: sensitivity at validation's threshold, tumor or not",
+    ("classes", "balanced_accuracy"): "Balanced accuracy",
+    ("classes", "f1_macro"): "F1, macro",
+    ("classes", "f1_weighted"): "F1, weighted",
+    ("tumor", "sens_at_spec90"): "Sensitivity at validation's threshold, tumor or not",
     (
         "tumor",
         "sens_at_spec90_achieved_specificity",
     ): "  specificity there (90 % on validation), tumor or not",
-    (
-        "viability",
-        "sens_at_spec90",
-    ): "Decision: sensitivity at validation's threshold, viable or not",
+    ("viability", "sens_at_spec90"): "Sensitivity at validation's threshold, viable or not",
     (
         "viability",
         "sens_at_spec90_achieved_specificity",
     ): "  specificity there (90 % on validation), viable or not",
+    ("classes", "roc_auc_within"): "Ranking: AUC within groups, macro",
+    ("tumor", "roc_auc_within"): "Ranking: AUC within groups, tumor or not",
+    ("viability", "roc_auc_within"): "Ranking: AUC within groups, viable or not",
 }
 
 
