@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..core.config import Config
 from ..core.labels import CLASSES, TASKS, TITLES
-from .predictions import check_predictions, scope_sides
+from .predictions import _add_units, check_predictions, scope_sides
 from .metrics import evaluate
 
 # %% ../../nbs/evaluation/03_tables.ipynb #aaaa427e
@@ -99,6 +99,19 @@ _MIN_TRAIN_TILES = 100  # below, a result shows only that the pipeline runs
 _MIN_VALID_TILES = 10  # of a class, below which a threshold is rough
 
 
+def _single_group_warning(
+    test: pd.DataFrame,  # test tiles, with `group` and `scan`
+) -> list[str]:  # one sentence, or none where there are several groups
+    "Warn of a test part with a single group."
+    names = sorted(test.group.unique())
+    if len(names) != 1:
+        return []
+    n_scans = test.scan.nunique()
+    extent = f"{names[0]}, {len(test)} tiles, {n_scans} {'scan' if n_scans == 1 else 'scans'}"
+    spread = "between groups of patients the figures vary more than within one"
+    return [f"One test group ({extent}): {spread}, and this run cannot show how much."]
+
+
 def _untrained_heads(
     labels: pd.Series,  # of the training tiles
 ) -> list[str]:  # a sentence for each head that cannot be trained
@@ -133,10 +146,7 @@ def run_warnings(
     if config.model.pretrained_weights == "none" and config.model.modality != "radiomics":
         random = "its weights are random, since pretrained_weights is 'none'"
         warnings.append(f"The backbone is untrained: {random}.")
-    extent = f"{config.data.test_patient}, {n_tiles['test']} tiles, {test.slide.nunique()} slides"
-    spread = "between patients the figures vary more than within one"
-    unknown = "this run cannot show how much"
-    warnings.append(f"One test patient ({extent}): {spread}, and {unknown}.")
+    warnings += _single_group_warning(_add_units(test))
     warnings += _untrained_heads(tiles.label[folds.part == "train"])
     n_valid = tiles.label[folds.part == "valid"].value_counts()
     if n_valid.min() < _MIN_VALID_TILES:
@@ -147,6 +157,6 @@ def run_warnings(
     if missing:
         none = " and no ".join(missing)
         warnings.append(
-            f"The test patient has no {none} tile: figures that need one are undefined."
+            f"The test part has no {none} tile: figures that need one are undefined."
         )
     return warnings

@@ -275,11 +275,11 @@ def _differences_text(
 ) -> str:
     "Explain how the differences are to be read."
     families = differences.family.dropna().astype(int).unique()
+    n_tests = " or ".join(map(str, families)) or "no"
     return (
         "Each is the first variant minus the second, on the same tiles. p comes from a t test between groups, "
-        f"corrected after Holm over {' or '.join(map(str, families)) or 'no'} tests together. McNemar's and DeLong's "
-        "tests suppose independent tiles and call far too much different; they are folded with the rest, for comparison with papers "
-        "that give them."
+        f"corrected after Holm over {n_tests} tests together. McNemar's and DeLong's tests suppose independent tiles "
+        "and call far too much different; they are folded with the rest, for comparison with papers that give them."
     )
 
 # %% ../../../nbs/reports/grid/08_sections.ipynb #9b006243
