@@ -26,7 +26,9 @@ from osteonb.cli.app import (
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/cli/04_grid_commands.ipynb #e0892e2f
-_COLUMNS = dict(classes="macro F1", tumor="AUC within groups, tumor", viability="AUC within groups, viability")
+_COLUMNS = dict(
+    classes="macro F1", tumor="AUC within groups, tumor", viability="AUC within groups, viability"
+)
 
 
 def _print_grid(

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS
 from osteonb.evaluation.groups import (
-    _counted_groups,
+    _metric_shares,
     _pair_sums,
     _safe_divide,
     _within_group_auc,
@@ -265,45 +265,6 @@ def _group_influence(
     raised = _weighted_metrics(test, 1 + _WEIGHT_STEP * is_own, "group")
     lowered = _weighted_metrics(test, 1 - _WEIGHT_STEP * is_own, "group")
     return ((raised - lowered) / (2 * _WEIGHT_STEP)).set_axis(names)
-
-# %% ../../nbs/evaluation/04_bootstrap.ipynb #75b77610
-_MACRO_METRICS = ("balanced_accuracy", "f1_macro", "roc_auc_macro")
-
-
-def _counted_shares(
-    test: pd.DataFrame,  # test rows
-    scope: str,  # `classes` or a task
-) -> pd.Series:  # indexed by group; all zero where fewer than two groups count
-    "Return each group's share of the AUC within groups."
-    names = sorted(test.group.unique())
-    shares = pd.Series(0.0, index=names)
-    questions = CLASSES if scope == "classes" else (scope,)
-    for question in questions:
-        counted = _counted_groups(scope_as_binary(test, question))
-        if len(counted) < 2:
-            return pd.Series(0.0, index=names)
-        shares[counted] += 1 / len(counted) / len(questions)
-    return shares
-
-
-def _metric_shares(
-    test: pd.DataFrame,  # test rows
-    scope: str,  # `classes` or a task
-    metric: str,  # one of `_RESAMPLED_METRICS`
-) -> np.ndarray:  # (groups,) sorted by name; they sum to one, or are zero
-    "Return each group's share of the tiles of a metric, weighted as the metric weights them."
-    if metric == "roc_auc_within":
-        return _counted_shares(test, scope).to_numpy()
-    side = test.label
-    weight = pd.Series(1.0, index=test.index)
-    if scope in TASKS:
-        side = scope_as_binary(test, scope).target.astype(float).reindex(test.index)
-        wanted = dict(sensitivity=side == 1, f1=side == 1, specificity=side == 0)
-        weight = wanted.get(metric, side.notna()).astype(float)
-    if metric in (*_MACRO_METRICS, "roc_auc"):
-        weight = weight / weight.groupby(side).transform("sum")
-    total = weight.groupby(test.group).sum().sort_index()
-    return (total / (total.sum() or 1)).to_numpy()
 
 # %% ../../nbs/evaluation/04_bootstrap.ipynb #45a2b3c8
 _POOLED_AREAS = ("roc_auc", "roc_auc_macro")

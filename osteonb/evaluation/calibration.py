@@ -166,7 +166,7 @@ def calibration_metrics(
     predictions: pd.DataFrame,  # indexed by tile
     bins: int = 10,  # of equal width, for `ece`
 ) -> pd.DataFrame:  # `scope, metric, value, n, reason`
-    "Compute Brier score, ECE, its value under perfect calibration, and log loss; `value` is `NaN` exactly where there is a `reason`."
+    "Compute Brier score, ECE, ECE if calibrated, and log loss; `value` is `NaN` where there is a `reason`."
     check_predictions(predictions)
     test = predictions[predictions.part == "test"]
     rows = []

@@ -9,7 +9,8 @@ __all__ = []
 import numpy as np
 import pandas as pd
 
-from .predictions import scope_sides
+from ..core.labels import CLASSES, TASKS
+from .predictions import scope_as_binary, scope_sides
 
 # %% ../../nbs/evaluation/09_groups.ipynb #dc118ce8
 def _safe_divide(
@@ -128,3 +129,42 @@ def _within_group_auc(
         return _safe_divide((times * areas).sum(axis=1), times.sum(axis=1))
     areas = _group_areas(binary, groups, weights)
     return _safe_divide(np.nansum(areas, axis=1), (~np.isnan(areas)).sum(axis=1))
+
+# %% ../../nbs/evaluation/09_groups.ipynb #75b77610
+_MACRO_METRICS = ("balanced_accuracy", "f1_macro", "roc_auc_macro")
+
+
+def _counted_shares(
+    test: pd.DataFrame,  # test rows
+    scope: str,  # `classes` or a task
+) -> pd.Series:  # indexed by group; all zero where fewer than two groups count
+    "Return each group's share of the AUC within groups."
+    names = sorted(test.group.unique())
+    shares = pd.Series(0.0, index=names)
+    questions = CLASSES if scope == "classes" else (scope,)
+    for question in questions:
+        counted = _counted_groups(scope_as_binary(test, question))
+        if len(counted) < 2:
+            return pd.Series(0.0, index=names)
+        shares[counted] += 1 / len(counted) / len(questions)
+    return shares
+
+
+def _metric_shares(
+    test: pd.DataFrame,  # test rows
+    scope: str,  # `classes` or a task
+    metric: str,  # such as `f1_macro`
+) -> np.ndarray:  # (groups,) sorted by name; they sum to one, or are zero
+    "Return each group's share of the tiles of a metric, weighted as the metric weights them."
+    if metric == "roc_auc_within":
+        return _counted_shares(test, scope).to_numpy()
+    side = test.label
+    weight = pd.Series(1.0, index=test.index)
+    if scope in TASKS:
+        side = scope_as_binary(test, scope).target.astype(float).reindex(test.index)
+        wanted = dict(sensitivity=side == 1, f1=side == 1, specificity=side == 0)
+        weight = wanted.get(metric, side.notna()).astype(float)
+    if metric in (*_MACRO_METRICS, "roc_auc"):
+        weight = weight / weight.groupby(side).transform("sum")
+    total = weight.groupby(test.group).sum().sort_index()
+    return (total / (total.sum() or 1)).to_numpy()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..core.config import Config
 from ..core.labels import CLASSES, TASKS, TITLES
-from .predictions import check_predictions, scope_sides
+from .predictions import _add_units, check_predictions, scope_sides
 from .metrics import evaluate
 
 # %% ../../nbs/evaluation/03_tables.ipynb #aaaa427e
@@ -62,27 +62,24 @@ def metrics_to_dict(
 
 # %% ../../nbs/evaluation/03_tables.ipynb #28856767
 _HEADLINE_METRICS = {
-    ("classes", "roc_auc_within"): "Ranking: AUC within groups, macro",
-    ("tumor", "roc_auc_within"): "Ranking: AUC within groups, tumor or not",
-    ("viability", "roc_auc_within"): "Ranking: AUC within groups, viable or not",
-    ("classes", "accuracy"): "Decision: accuracy, three classes",
+    ("classes", "accuracy"): "Accuracy, three classes",
     ("classes", "majority_accuracy"): "  of always naming the most frequent class",
-    ("classes", "balanced_accuracy"): "Decision: balanced accuracy",
-    ("classes", "f1_macro"): "Decision: F1, macro",
-    ("classes", "f1_weighted"): "Decision: F1, weighted",
-    ("tumor", "sens_at_spec90"): "Decision: sensitivity at validation's threshold, tumor or not",
+    ("classes", "balanced_accuracy"): "Balanced accuracy",
+    ("classes", "f1_macro"): "F1, macro",
+    ("classes", "f1_weighted"): "F1, weighted",
+    ("tumor", "sens_at_spec90"): "Sensitivity at validation's threshold, tumor or not",
     (
         "tumor",
         "sens_at_spec90_achieved_specificity",
     ): "  specificity there (90 % on validation), tumor or not",
-    (
-        "viability",
-        "sens_at_spec90",
-    ): "Decision: sensitivity at validation's threshold, viable or not",
+    ("viability", "sens_at_spec90"): "Sensitivity at validation's threshold, viable or not",
     (
         "viability",
         "sens_at_spec90_achieved_specificity",
     ): "  specificity there (90 % on validation), viable or not",
+    ("classes", "roc_auc_within"): "Ranking: AUC within groups, macro",
+    ("tumor", "roc_auc_within"): "Ranking: AUC within groups, tumor or not",
+    ("viability", "roc_auc_within"): "Ranking: AUC within groups, viable or not",
 }
 
 
@@ -100,6 +97,19 @@ def summarize(
 # %% ../../nbs/evaluation/03_tables.ipynb #2c18da74
 _MIN_TRAIN_TILES = 100  # below, a result shows only that the pipeline runs
 _MIN_VALID_TILES = 10  # of a class, below which a threshold is rough
+
+
+def _single_group_warning(
+    test: pd.DataFrame,  # test tiles, with `group` and `scan`
+) -> list[str]:  # one sentence, or none where there are several groups
+    "Warn of a test part with a single group."
+    names = sorted(test.group.unique())
+    if len(names) != 1:
+        return []
+    n_scans = test.scan.nunique()
+    extent = f"{names[0]}, {len(test)} tiles, {n_scans} {'scan' if n_scans == 1 else 'scans'}"
+    spread = "between groups of patients the figures vary more than within one"
+    return [f"One test group ({extent}): {spread}, and this run cannot show how much."]
 
 
 def _untrained_heads(
@@ -136,10 +146,7 @@ def run_warnings(
     if config.model.pretrained_weights == "none" and config.model.modality != "radiomics":
         random = "its weights are random, since pretrained_weights is 'none'"
         warnings.append(f"The backbone is untrained: {random}.")
-    extent = f"{config.data.test_group}, {n_tiles['test']} tiles, {test.slide.nunique()} slides"
-    spread = "between patients the figures vary more than within one"
-    unknown = "this run cannot show how much"
-    warnings.append(f"One test patient ({extent}): {spread}, and {unknown}.")
+    warnings += _single_group_warning(_add_units(test))
     warnings += _untrained_heads(tiles.label[folds.part == "train"])
     n_valid = tiles.label[folds.part == "valid"].value_counts()
     if n_valid.min() < _MIN_VALID_TILES:
@@ -150,6 +157,6 @@ def run_warnings(
     if missing:
         none = " and no ".join(missing)
         warnings.append(
-            f"The test patient has no {none} tile: figures that need one are undefined."
+            f"The test part has no {none} tile: figures that need one are undefined."
         )
     return warnings

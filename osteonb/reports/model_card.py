@@ -155,9 +155,7 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(
-            config, None if scaler is None else list(scaler.mean.index)
-        ),
+        "Inputs": _input_lines(config, None if scaler is None else list(scaler.mean.index)),
         "Limits": run_warnings(config, tiles, folds),
         "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
         "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],

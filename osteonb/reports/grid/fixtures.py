@@ -362,8 +362,8 @@ def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
 
 # %% ../../../nbs/reports/grid/11_fixtures.ipynb #30ea236d
 _RULE = (
-    "A claim is supported where its difference is above zero, the t interval between groups excludes zero, and p after Holm "
-    "is below 0.05; contradicted where the same holds below zero; otherwise it cannot be decided."
+    "A claim is supported where its difference is above zero, the interval between groups excludes zero, and p after "
+    "Holm is below 0.05; contradicted where the same holds below zero; otherwise it cannot be decided."
 )
 _GRID_SETTINGS = dict(
     name="an example grid",

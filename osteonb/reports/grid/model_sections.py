@@ -117,7 +117,10 @@ def _curves_section(
         mine[name] = tables[name][tables[name].split == "group"]
     if not any(map(len, mine.values())):
         return html_section("Curves", "No curve was computed on held-out groups.")
-    text = "Pooled test tiles of held-out groups, so the AUC in the legend is descriptive. Temperatures were fitted on validation tiles, fold by fold."
+    text = (
+        "Pooled test tiles of held-out groups, so the AUC in the legend is descriptive. Temperatures were fitted on "
+        "validation tiles, fold by fold."
+    )
     figures = {name: _curve_part(name, mine[name], colors, reference, note) for name in _CURVES}
     calibration = _calibration_part(mine["calibration"], mine["temperatures"])
     parts = (figures["roc"], figures["reliability"], calibration, figures["decision"])

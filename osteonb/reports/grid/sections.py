@@ -275,11 +275,11 @@ def _differences_text(
 ) -> str:
     "Explain how the differences are to be read."
     families = differences.family.dropna().astype(int).unique()
+    n_tests = " or ".join(map(str, families)) or "no"
     return (
-        "Each is the first variant minus the second, on the same tiles. p comes from a t test between groups, corrected after "
-        f"Holm over {' or '.join(map(str, families)) or 'no'} tests together. McNemar's and DeLong's tests suppose "
-        "independent tiles and call far too much different; they are folded with the rest, for comparison with papers "
-        "that give them."
+        "Each is the first variant minus the second, on the same tiles. p comes from a t test between groups, "
+        f"corrected after Holm over {n_tests} tests together. McNemar's and DeLong's tests suppose independent tiles "
+        "and call far too much different; they are folded with the rest, for comparison with papers that give them."
     )
 
 # %% ../../../nbs/reports/grid/08_sections.ipynb #9b006243
@@ -314,7 +314,9 @@ def _differences_section(
     tests = _with_metric_names(mine).set_index("comparison")
     tests = tests[list(_TEST_COLUMNS)].rename(columns=_TEST_COLUMNS)
     tests = html_table(_as_counts(tests, ("corrected together",)))
-    description = "Differences between variants, metric by metric, with intervals between groups and ranges over draws of scans"
+    description = (
+        "Differences between variants with intervals between groups and ranges over draws of scans"
+    )
     return html_section(
         "Differences between variants",
         _differences_text(mine),
