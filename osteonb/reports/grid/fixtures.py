@@ -344,7 +344,7 @@ def _mean_predictions(
 def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     "Make up the tables of a grid on a synthetic cohort."
     rng = np.random.default_rng(0)
-    tiles, excluded = read_release(small_cohort(0.75, 64), tile_size=64, n_jobs=1)
+    tiles, excluded = read_release(small_cohort(0.9, 64), tile_size=64, n_jobs=1)
     folds = dict(group=sorted(tiles.patient.unique()), tile=list("12345"))
     runs, lost = _example_grid_runs(folds)
     predictions = pd.concat([_grid_run_answers(tiles, *run, rng) for run in runs])
