@@ -26,7 +26,9 @@ from osteonb.cli.app import (
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/cli/04_grid_commands.ipynb #e0892e2f
-_COLUMNS = dict(classes="macro F1", tumor="AUC tumor", viability="AUC viability")
+_COLUMNS = dict(
+    classes="macro F1", tumor="AUC within groups, tumor", viability="AUC within groups, viability"
+)
 
 
 def _print_grid(
@@ -36,7 +38,8 @@ def _print_grid(
     from osteonb.core.files import read_table
 
     metrics = read_table(folder / "metrics.csv")
-    main = metrics[metrics.metric.isin(["f1_macro", "roc_auc"])]
+    main = metrics[metrics.metric.isin(["f1_macro", "roc_auc_within"])]
+    main = main[(main.scope == "classes") == (main.metric == "f1_macro")]
     main = main.assign(metric=main.scope.map(_COLUMNS))
     table = main.pivot_table(
         index=["split", "variant"], columns="metric", values="value", sort=False, dropna=False

@@ -39,7 +39,11 @@ def _print_results(
     from osteonb.core.runs import Run
     from osteonb.evaluation.tables import summarize
 
-    _print_table(summarize(metrics)[["value", "n"]])
+    table = summarize(metrics)
+    _print_table(table[["value", "n"]])
+    remarks = table.reason.where(table.reason != "", table.note)
+    for name, remark in remarks[remarks != ""].items():
+        typer.echo(f"{name.strip()}: {remark}")
     typer.echo(f"\nReport: {Run(run_folder).file('report')}")
 
 

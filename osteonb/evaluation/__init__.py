@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "fit_temperatures",
             "reliability_curve",
         ],
+        "decisions": ["decision_table"],
         "metrics": ["evaluate"],
         "significance": ["compare", "delong_test", "holm_adjust", "mcnemar_test"],
         "tables": ["summarize"],

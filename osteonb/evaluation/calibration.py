@@ -106,8 +106,35 @@ def _expected_calibration_error(
     "Return the bins' |share - score|, weighted by tiles (Guo et al. 2017, ICML, eq. 3)."
     return float((bins.n * (bins.share - bins.score).abs()).sum() / bins.n.sum())
 
+# %% ../../nbs/evaluation/06_calibration.ipynb #1218f0f9
+_MAX_EXACT_TILES = 300  # in a bin, above which the normal distribution takes over
+
+
+def _expected_distance(
+    p: np.ndarray,  # (tiles,) probabilities of one bin
+) -> float:  # in tiles
+    "Return the mean of |positive tiles - sum of p| where every tile is positive with its probability."
+    if len(p) > _MAX_EXACT_TILES:
+        return float(np.sqrt(2 / np.pi * (p * (1 - p)).sum()))
+    chance = np.ones(1)  # of 0, 1, … positive tiles
+    for value in p:
+        chance = np.convolve(chance, [1 - value, value])
+    return float((chance * np.abs(np.arange(len(chance)) - p.sum())).sum())
+
+
+def _calibrated_ece(
+    scores: pd.Series,  # in [0, 1], at least one
+    bins: int = 10,  # of equal width
+) -> float:  # in [0, 1]
+    "Return the ECE that a perfectly calibrated model with these scores has on average."
+    edges = _bin_edges(scores, bins, "uniform")
+    bin_of_tile = np.searchsorted(edges[1:-1], scores)
+    values = scores.to_numpy(float)
+    distances = [_expected_distance(values[bin_of_tile == i]) for i in range(bins)]
+    return sum(distances) / len(values)
+
 # %% ../../nbs/evaluation/06_calibration.ipynb #0de20e45
-_CALIBRATION_METRICS = ("brier", "ece", "log_loss")
+_CALIBRATION_METRICS = ("brier", "ece", "ece_if_calibrated", "log_loss")
 
 
 def _calibration_values(
@@ -127,16 +154,19 @@ def _calibration_values(
         truth = test.label.map(CLASSES.index).to_numpy(dtype=int)
         sides = range(len(CLASSES))
         y = np.eye(len(CLASSES))[truth]
-    ece = _expected_calibration_error(_bin_scores(stated, bins))
-    loss = float(log_loss(truth, p, labels=sides))
-    return dict(brier=_brier_score(p, y), ece=ece, log_loss=loss)
+    return dict(
+        brier=_brier_score(p, y),
+        ece=_expected_calibration_error(_bin_scores(stated, bins)),
+        ece_if_calibrated=_calibrated_ece(stated.score, bins),
+        log_loss=float(log_loss(truth, p, labels=sides)),
+    )
 
 
 def calibration_metrics(
     predictions: pd.DataFrame,  # indexed by tile
     bins: int = 10,  # of equal width, for `ece`
 ) -> pd.DataFrame:  # `scope, metric, value, n, reason`
-    "Compute Brier score, ECE and log loss; `value` is `NaN` exactly where there is a `reason`."
+    "Compute Brier score, ECE, ECE if calibrated, and log loss; `value` is `NaN` where there is a `reason`."
     check_predictions(predictions)
     test = predictions[predictions.part == "test"]
     rows = []

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..core.errors import unknown_name_error
 from ..core.labels import TASKS
-from .bootstrap import _RESAMPLED_METRICS, intervals
+from .bootstrap import _INTERVAL_COLUMNS, _RESAMPLED_METRICS, intervals
 from osteonb.evaluation.calibration import (
     apply_temperatures,
     calibration_metrics,
@@ -61,10 +61,10 @@ def _split_by_scope(
 # %% ../../nbs/evaluation/07_claims.ipynb #a5ce169e
 def _pooled_metrics(
     predictions: pd.DataFrame,  # of one variant and split, seeds averaged
-    draws: int = 1000,  # of slides, and as many of patients
+    draws: int = 1000,  # of scans, and as many of groups
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # as `intervals` gives it, and `folds`, such as `4 of 4`
-    "Compute every metric of the pooled test tiles with both intervals."
+    "Compute every metric of the pooled test tiles with its intervals."
     n_folds = predictions.fold.nunique()
     computed = {}
     rows = []
@@ -89,12 +89,26 @@ def _average_like_folds(
     return pd.concat([_average_seeds(rows) for _, rows in groups])
 
 
+_HELD_OUT_SPLIT = "group"
+_OLD_SPLITS = {"patient": _HELD_OUT_SPLIT}  # names of older grids, read as today's
+
+
+def _rename_splits(
+    table: pd.DataFrame,  # of a grid, mostly with `split`
+) -> pd.DataFrame:
+    "Give the splits of an older grid today's names."
+    if "split" not in table or (table.split == _HELD_OUT_SPLIT).any():
+        return table
+    return table.assign(split=table.split.replace(_OLD_SPLITS))
+
+
 def _average_variants(
     predictions: pd.DataFrame,  # `variant, split, seed` and what a table of predictions has
 ) -> dict[tuple[str, str], pd.DataFrame]:  # (variant, split) -> its predictions, seeds averaged
     "Return one table for each variant and split, in the order of the rows."
     keys = ["variant", "split"]
     _raise_for_columns(predictions, keys, "these are not the predictions of a grid")
+    predictions = _rename_splits(predictions)
     return {
         key: _average_like_folds(rows.drop(columns=keys))
         for key, rows in predictions.groupby(keys, sort=False)
@@ -103,10 +117,11 @@ def _average_variants(
 # %% ../../nbs/evaluation/07_claims.ipynb #6690c32f
 def variant_predictions(
     predictions: pd.DataFrame,  # of a whole grid: `variant, split, seed`, …
-    split: str = "patient",  # `patient` or `tile`
+    split: str = _HELD_OUT_SPLIT,  # or `tile`
 ) -> dict[str, pd.DataFrame]:  # variant -> predictions with a column `variant`, seeds averaged
     "Return each variant's predictions in its widest scope: all classes, or else one task."
     tables = {}
+    predictions = _rename_splits(predictions)
     rows = predictions[predictions.split == split]
     for (variant, _), table in _average_variants(rows).items():
         answered = [part for part in _split_by_scope(table).values() if len(part)]
@@ -117,16 +132,16 @@ def variant_predictions(
 _PRIMARY_METRICS = (
     ("classes", "f1_macro"),
     ("classes", "accuracy"),
-    ("classes", "roc_auc_macro"),
-    ("tumor", "roc_auc"),
-    ("viability", "roc_auc"),
+    ("classes", "roc_auc_within"),
+    ("tumor", "roc_auc_within"),
+    ("viability", "roc_auc_within"),
 )
 
 
 def _variant_difference(
     a: pd.DataFrame,  # predictions of one variant, seeds averaged
     b: pd.DataFrame,  # and of another
-    draws: int = 1000,  # of slides, and as many of patients
+    draws: int = 1000,  # of scans, and as many of groups
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # as `compare` gives it, the primary metrics of both
     "Compare the primary metrics of two variants on the folds that both predict."
@@ -148,7 +163,7 @@ def _variant_difference(
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 # %% ../../nbs/evaluation/07_claims.ipynb #f01b8321
-GAP_COMPARISON = "patient − tile"  # the split of a comparison between the two
+GAP_COMPARISON = "group − tile"  # the split of a comparison between the two
 
 
 def _planned_pairs(
@@ -158,27 +173,27 @@ def _planned_pairs(
     "Return the comparisons for which there are tables, and each variant's gap."
     pairs = []
     for a, b in comparisons:
-        columns = dict(comparison=f"{a} − {b}", a=a, b=b, split="patient")
-        pairs.append((columns, (a, "patient"), (b, "patient")))
+        columns = dict(comparison=f"{a} − {b}", a=a, b=b, split=_HELD_OUT_SPLIT)
+        pairs.append((columns, (a, _HELD_OUT_SPLIT), (b, _HELD_OUT_SPLIT)))
     for variant, split in tables:
         if split == "tile":
-            columns = dict(comparison=f"{variant}: patients − random tiles", a=variant, b=variant)
+            columns = dict(comparison=f"{variant}: groups − random tiles", a=variant, b=variant)
             columns["split"] = GAP_COMPARISON
-            pairs.append((columns, (variant, "patient"), (variant, "tile")))
+            pairs.append((columns, (variant, _HELD_OUT_SPLIT), (variant, "tile")))
     return [pair for pair in pairs if pair[1] in tables and pair[2] in tables]
 
 
 _DIFFERENCE_COLUMNS = [
     *("comparison", "a", "b", "split", "scope", "metric", "value_a", "value_b", "difference"),
-    *("slide_low", "slide_high", "patient_low", "patient_high", "p_slide", "test", "p_test"),
-    *("p_holm", "family", "reason"),
+    *_INTERVAL_COLUMNS,
+    *("n_groups", "p_group", "test", "p_test", "p_holm", "family", "reason"),
 ]
 
 
 def _planned_differences(
     tables: dict,  # (variant, split) -> predictions, of `_average_variants`
-    comparisons: list,  # pairs of variants, compared under leave-one-patient-out
-    draws: int = 1000,  # of slides, and as many of patients
+    comparisons: list,  # pairs of variants, compared under leave-one-group-out
+    draws: int = 1000,  # of scans, and as many of groups
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # `_DIFFERENCE_COLUMNS`
     "Compare all planned pairs, and each variant's two splits; p is corrected over all of them."
@@ -194,19 +209,20 @@ def _planned_differences(
     if not rows:
         return pd.DataFrame(columns=_DIFFERENCE_COLUMNS)
     table = pd.concat(rows, ignore_index=True)
-    p = table.p_slide.to_numpy(float)
-    table = table.assign(p_holm=holm_adjust(p), family=int(table.p_slide.notna().sum()))
+    p = table.p_group.to_numpy(float)
+    table = table.assign(p_holm=holm_adjust(p), family=int(table.p_group.notna().sum()))
     return table[_DIFFERENCE_COLUMNS]
 
 # %% ../../nbs/evaluation/07_claims.ipynb #f0b5d8d3
 DECISION_RULE = (
-    "Supported: the difference has the claimed sign, the 95 % intervals over slides and over "
-    "patients both leave out zero on that side, and p is below 0.05 after Holm over all tests of "
-    "claims. Contradicted: the same on the other side. Otherwise these data cannot decide it."
+    "Supported: the difference has the claimed sign, its 95 % t interval between groups leaves out zero on that "
+    "side, and p of the t test between groups is below 0.05 after Holm over all tests of claims. Contradicted: the "
+    "same on the other side. Otherwise, and where fewer than two groups count, these data cannot decide it. AUCs are "
+    "averaged within groups; ranges over draws of scans and of groups decide nothing."
 )
 # claim -> the paper's sentence, and the sign that it claims
 _CLAIMS = dict(
-    gap=("Results drop from random tiles to patients that were held out", -1),
+    gap=("Results drop from random tiles to groups of patients that were held out", -1),
     radiomics=("Radiomics help beside the image", 1),
     hierarchical=("The hierarchical, uncertainty-weighted loss helps", 1),
 )
@@ -217,18 +233,18 @@ def _decide_claim(
     sign: int,  # 1 or -1, the claimed one
 ) -> str:  # `supported`, `contradicted` or `cannot be decided`
     "Apply the rule to one difference; an end that is `NaN` is on neither side."
-    ends = [row.slide_low, row.slide_high, row.patient_low, row.patient_high]
-    signed = [sign * end for end in ends]
-    if row.p_holm < 0.05 and np.min(signed) > 0 and sign * row.difference > 0:
+    ends = [sign * row.low, sign * row.high]
+    if row.p_holm < 0.05 and np.min(ends) > 0 and sign * row.difference > 0:
         return "supported"
-    if row.p_holm < 0.05 and np.max(signed) < 0 and sign * row.difference < 0:
+    if row.p_holm < 0.05 and np.max(ends) < 0 and sign * row.difference < 0:
         return "contradicted"
     return "cannot be decided"
 
 # %% ../../nbs/evaluation/07_claims.ipynb #0a2de461
 _CLAIM_COLUMNS = [
     *("comparison", "metric", "difference"),
-    *("slide_low", "slide_high", "patient_low", "patient_high", "p_slide"),
+    *_INTERVAL_COLUMNS,
+    *("n_groups", "p_group"),
 ]
 
 
@@ -239,10 +255,11 @@ def _claim_rows(
 ) -> list[dict]:  # one row for macro-F1 and one for AUC, or one without a comparison
     "Return the differences that test a claim."
     text, sign = _CLAIMS[claim]
-    split = GAP_COMPARISON if claim == "gap" else "patient"
+    split = GAP_COMPARISON if claim == "gap" else _HELD_OUT_SPLIT
     is_tested = (differences.a == pair[0]) & (differences.b == pair[1])
     is_tested &= (differences.split == split) & differences.difference.notna()
-    is_tested &= differences.metric.isin(["f1_macro", "roc_auc_macro"])
+    is_tested &= differences.scope == "classes"
+    is_tested &= differences.metric.isin(["f1_macro", "roc_auc_within"])
     rows = [
         dict(claim=text, sign=sign, **row[_CLAIM_COLUMNS])
         for _, row in differences[is_tested].iterrows()
@@ -258,10 +275,12 @@ def _verdict_reason(
     "Return the numbers behind a verdict, in words."
     if not row.comparison:
         return "this grid has no comparison for it"
-    slides = f"slides {row.slide_low:+.3f} to {row.slide_high:+.3f}"
-    patients = f"patients {row.patient_low:+.3f} to {row.patient_high:+.3f}"
+    if np.isnan(row.p_holm):
+        return f"{row.difference:+.3f}, descriptive: fewer than two groups count"
+    between = f"{row.low:+.3f} to {row.high:+.3f} between {row.n_groups:.0f} groups"
+    scans = f"draws of scans {row.scan_low:+.3f} to {row.scan_high:+.3f}"
     p = f"p {row.p_holm:.3f} after Holm over {n_tests}"
-    return f"{row.difference:+.3f}, {slides}, {patients}, {p}"
+    return f"{row.difference:+.3f}, {between}, {p}; {scans}"
 
 # %% ../../nbs/evaluation/07_claims.ipynb #9028deb9
 def _decide_claims(
@@ -278,8 +297,8 @@ def _decide_claims(
     for claim in _CLAIMS:
         rows += _claim_rows(differences, claim, pairs[claim])
     table = pd.DataFrame(rows)
-    n_tests = table.p_slide.notna().sum()
-    table["p_holm"] = holm_adjust(table.p_slide.to_numpy(float))
+    n_tests = table.p_group.notna().sum()
+    table["p_holm"] = holm_adjust(table.p_group.to_numpy(float))
     table["verdict"] = [
         _decide_claim(row, row.sign) if row.comparison else "not tested"
         for _, row in table.iterrows()
@@ -289,7 +308,7 @@ def _decide_claims(
 
 # %% ../../nbs/evaluation/07_claims.ipynb #229a63d5
 def _calibration_tables(
-    predictions: pd.DataFrame,  # of one variant, leave one patient out, seeds averaged
+    predictions: pd.DataFrame,  # of one variant, leave one group out, seeds averaged
 ) -> dict[str, pd.DataFrame]:  # `calibration` and `temperatures`
     "Compute the calibration metrics as they are and with each fold's temperatures."
     temperatures = fit_temperatures(predictions)
@@ -322,17 +341,14 @@ def _curve_tables(
     }
 
 # %% ../../nbs/evaluation/07_claims.ipynb #ef0a1607
-_DIFFERENCE_DRAWS = 5  # times the draws of a single metric
-
-
 def _variant_tables(
     predictions: pd.DataFrame,  # of one variant and split, seeds averaged
-    split: str,  # `patient` or `tile`
-    draws: int,  # of slides, and as many of patients
+    split: str,  # `group` or `tile`
+    draws: int,  # of scans, and as many of groups
 ) -> dict[str, pd.DataFrame]:
-    "Compute the metrics of a variant, and more where patients are held out."
+    "Compute the metrics of a variant, and more where groups are held out."
     tables = dict(metrics=_pooled_metrics(predictions, draws))
-    if split == "patient":
+    if split == _HELD_OUT_SPLIT:
         all_answers = _split_by_scope(predictions)["classes"]
         judged = all_answers if len(all_answers) else predictions
         tables["patients"] = _evaluate_per_patient(judged)
@@ -345,7 +361,7 @@ def grid_evaluation_tables(
     comparisons: list,  # pairs of variants
     pairs: dict,  # claim -> the pair of variants that tests it
     reference: str,  # the variant that others are compared with
-    draws: int = 1000,  # of slides, and as many of patients; five times as many for differences
+    draws: int = 1000,  # of scans, and as many of groups; five times as many for differences
 ) -> dict[str, pd.DataFrame]:  # `metrics, patients, calibration, temperatures, reliability`, …
     "Compute all tables of a grid's report that follow from its predictions."
     averaged = _average_variants(predictions)
@@ -356,6 +372,6 @@ def grid_evaluation_tables(
             found = found.assign(variant=variant, split=split)[["variant", "split", *columns]]
             rows.setdefault(name, []).append(found)
     tables = {name: pd.concat(found, ignore_index=True) for name, found in rows.items()}
-    differences = _planned_differences(averaged, comparisons, _DIFFERENCE_DRAWS * draws)
+    differences = _planned_differences(averaged, comparisons, draws)
     claims = _decide_claims(differences, pairs, reference)
     return tables | dict(differences=differences, claims=claims)

@@ -84,8 +84,25 @@ _PATIENTS = {
 }
 
 
-def cohort_tiles() -> pd.DataFrame:  # indexed by tile: `patient, slide, label`
-    "Return 1144 tiles of 41 slides of four patients."
+# first slide of each scan in the order of the slides of all patients; Case-4 and P9 share the third
+_FIRST_SLIDES = dict(S1=0, S2=10, S3=18, S4=20, S5=22, S6=31)
+
+
+def _add_scans(
+    tiles: pd.DataFrame,  # `patient, slide`, ordered by patient and slide
+) -> pd.DataFrame:  # with `scan` and `group`
+    "Assign each slide name its scan, and each patient its group."
+    number = pd.Series(pd.factorize(tiles.slide)[0], index=tiles.index)
+    firsts = list(_FIRST_SLIDES.values())
+    position = np.searchsorted(firsts, number, side="right") - 1
+    scan = np.array(list(_FIRST_SLIDES))[position]
+    scan = np.where(tiles.patient == "P9", "S3", scan)
+    group = tiles.patient.replace({"Case-4": "Case-4+P9", "P9": "Case-4+P9"})
+    return tiles.assign(scan=scan, group=group)
+
+
+def cohort_tiles() -> pd.DataFrame:  # indexed by tile: `patient, slide, scan, group, label`
+    "Return 1144 tiles of 41 slide names, six scans, four patients and three groups."
     rng = np.random.default_rng(0)
     parts = []
     for patient, (*counts, slides) in _PATIENTS.items():
@@ -96,7 +113,8 @@ def cohort_tiles() -> pd.DataFrame:  # indexed by tile: `patient, slide, label`
         label = [CLASSES[code] for code in codes]
         tiles = [f"{name}-{i}" for i, name in enumerate(slide)]
         parts.append(pd.DataFrame(dict(patient=patient, slide=slide, label=label), index=tiles))
-    return pd.concat(parts).rename_axis("tile")
+    tiles = _add_scans(pd.concat(parts).rename_axis("tile"))
+    return tiles[["patient", "slide", "scan", "group", "label"]]
 
 # %% ../../nbs/evaluation/08_fixtures.ipynb #416e133e
 def _draw_probabilities(
@@ -126,7 +144,7 @@ def cohort_predictions(
     parts = []
     for seed in seeds:
         rng = np.random.default_rng([3, seed, variant])
-        fold = rng.integers(5, size=len(tiles)).astype(str) if random_folds else tiles.patient
+        fold = rng.integers(5, size=len(tiles)).astype(str) if random_folds else tiles.group
         fold = pd.Series(np.asarray(fold), index=tiles.index)
         for k, name in enumerate(sorted(fold.unique())):
             answers = _draw_probabilities(tiles, skill, seed * 100 + k + 10_000 * variant)
@@ -137,5 +155,15 @@ def cohort_predictions(
                 answers[valid].assign(part="valid"),
                 answers[fold == name].assign(part="test"),
             ]
-    columns = ["fold", "seed", "part", "patient", "slide", "label", *PROBABILITY_COLUMNS]
+    columns = [
+        "fold",
+        "seed",
+        "part",
+        "patient",
+        "slide",
+        "scan",
+        "group",
+        "label",
+        *PROBABILITY_COLUMNS,
+    ]
     return pd.concat(parts)[[*columns, "gate_image"]]

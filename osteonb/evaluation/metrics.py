@@ -14,8 +14,16 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc
 
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES
+from osteonb.evaluation.groups import (
+    _MIN_SIDE_TILES,
+    _count_sides,
+    _counted_groups,
+    _within_group_auc,
+    _within_note,
+)
 from osteonb.evaluation.predictions import (
     _SCOPES,
+    _add_units,
     _missing_head_reason,
     check_predictions,
     predicted_classes,
@@ -88,11 +96,26 @@ def _area_under_curve(
     return _Metric(np.nan, len(test), _absent_reason(scope, not target.any(), "test"))
 
 
+def _area_within_groups(
+    test: pd.DataFrame,  # as `scope_as_binary` makes it, test rows only
+    scope: str,  # the question that it asks
+) -> _Metric:
+    "Return the mean AUC of the groups that count, undefined where none does."
+    counts = _count_sides(test)
+    n = int(counts.loc[_counted_groups(test)].to_numpy().sum())
+    if n:
+        return _Metric(float(_within_group_auc(test, np.ones((1, len(test))))[0]), n)
+    if reason := _area_under_curve(test, scope).reason:
+        return _Metric(np.nan, 0, reason)
+    sides = " and ".join(f"{_MIN_SIDE_TILES} {side}" for side in scope_sides(scope))
+    return _Metric(np.nan, 0, f"no group with at least {sides} tiles")
+
+
 def _default_metrics(
     test: pd.DataFrame,  # as `scope_as_binary` makes it, test rows only
     scope: str,  # the question that it asks
 ) -> dict[str, _Metric]:
-    "Compute the metrics at the default decision, and the area under the curve."
+    "Compute the metrics at the default decision, and the areas under the curve."
     target = test.target.to_numpy()
     called = test.decision.to_numpy()
     n = len(test)
@@ -113,6 +136,7 @@ def _default_metrics(
         f1=f1,
         accuracy=_fraction(true_positives + true_negatives, n, "no tumor tile in the test part"),
         roc_auc=_area_under_curve(test, scope),
+        roc_auc_within=_area_within_groups(test, scope),
     )
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #e9d58fd7
@@ -219,6 +243,16 @@ def _fixed_threshold_metrics(
     return metrics
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #5b5f66ea
+def _macro_area_within_groups(
+    test: pd.DataFrame,  # predictions, test rows only, of a model that predicts all three classes
+) -> _Metric:
+    "Return the mean over classes of the AUC within groups, undefined where it is for one class."
+    areas = [_area_within_groups(scope_as_binary(test, name), name) for name in CLASSES]
+    reason = next((area.reason for area in areas if area.reason), "")
+    value = float(np.mean([area.value for area in areas]))
+    return _Metric(value, 0 if reason else max(area.n for area in areas), reason)
+
+
 def _class_metrics(
     test: pd.DataFrame,  # predictions, test rows only, of a model that predicts all three classes
 ) -> dict[str, _Metric]:
@@ -228,27 +262,26 @@ def _class_metrics(
     y = test.label.map(CLASSES.index).to_numpy(dtype=int)
     called = predicted_classes(test).map(CLASSES.index).to_numpy(dtype=int)
     p = test[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float)
-    p = p / p.sum(axis=1, keepdims=True)
     weighted = f1_score(y, called, labels=codes, average="weighted", zero_division=0)
     values = dict(
         accuracy=(y == called).mean(),
         majority_accuracy=np.bincount(y).max() / n,
         f1_weighted=weighted,
-        log_loss=log_loss(y, p, labels=codes),
+        log_loss=log_loss(y, p / p.sum(axis=1, keepdims=True), labels=codes),
     )
     metrics = {name: _Metric(float(value), n) for name, value in values.items()}
     missing = [name for code, name in enumerate(CLASSES) if code not in y]
     if missing:
         undefined = _Metric(np.nan, n, f"no {missing[0]} tile in the test part")
-        return metrics | dict.fromkeys(
-            ("balanced_accuracy", "f1_macro", "roc_auc_macro"), undefined
-        )
+        names = ("balanced_accuracy", "f1_macro", "roc_auc_macro", "roc_auc_within")
+        return metrics | dict.fromkeys(names, undefined)
     values = dict(
         balanced_accuracy=balanced_accuracy_score(y, called),
         f1_macro=f1_score(y, called, labels=codes, average="macro"),
-        roc_auc_macro=roc_auc_score(y, p, multi_class="ovr", average="macro", labels=codes),
+        roc_auc_macro=np.mean([roc_auc_score(y == code, p[:, code]) for code in codes]),
     )
-    return metrics | {name: _Metric(float(value), n) for name, value in values.items()}
+    metrics |= {name: _Metric(float(value), n) for name, value in values.items()}
+    return metrics | dict(roc_auc_within=_macro_area_within_groups(test))
 
 # %% ../../nbs/evaluation/02_metrics.ipynb #086c206d
 _BINARY_METRICS = (
@@ -258,6 +291,7 @@ _BINARY_METRICS = (
     "f1",
     "accuracy",
     "roc_auc",
+    "roc_auc_within",
     "sens_at_spec90",
     "sens_at_spec90_achieved_specificity",
     "sens_at_spec90_test_curve",
@@ -272,26 +306,64 @@ _CLASS_METRICS = (
     "f1_macro",
     "f1_weighted",
     "roc_auc_macro",
+    "roc_auc_within",
     "log_loss",
 )
 
 
+def _area_notes(
+    test: pd.DataFrame,  # predictions, test rows only
+    scope: str,  # one of `_SCOPES`
+) -> dict[str, str]:  # metric -> what must be read beside it
+    "Say which groups an AUC within groups is averaged over, and that a pooled one is descriptive."
+    pooled = "roc_auc_macro" if scope == "classes" else "roc_auc"
+    notes = {}
+    if _add_units(test).group.nunique() > 1:
+        notes[pooled] = "descriptive: pooled over groups"
+    if scope != "classes":
+        return notes | dict(roc_auc_within=_within_note(scope_as_binary(test, scope), scope))
+    asked = {name: scope_as_binary(test, name) for name in CLASSES}
+    rarest = min(CLASSES, key=lambda name: len(_counted_groups(asked[name])))
+    note = f"{rarest} against the rest: {_within_note(asked[rarest], rarest)}"
+    return notes | dict(roc_auc_within=note)
+
+
+def _threshold_notes(
+    metrics: dict[str, _Metric],  # of `_fixed_threshold_metrics`
+) -> dict[str, str]:  # metric -> the rate that was achieved beside it
+    "Say that a threshold comes from validation, and which rate it achieved on the test part."
+    notes = {}
+    for kind, (promised, _) in _OPERATING_POINTS.items():
+        achieved = metrics[f"{kind}_achieved_{promised}"].value
+        share = "undefined" if np.isnan(achieved) else f"{achieved:.2f}"
+        notes[kind] = f"threshold from validation; {promised} {share} on the test part"
+        notes[f"{kind}_test_curve"] = "optimistic: threshold from the test labels"
+    return notes
+
+
 def evaluate(
     predictions: pd.DataFrame,  # indexed by tile; parts `valid` (for thresholds) and `test`
-) -> pd.DataFrame:  # `scope, metric, value, n, reason`
+) -> pd.DataFrame:  # `scope, metric, value, n, reason, note`
     "Compute every metric on the test part; `value` is `NaN` exactly where there is a `reason`."
     limits = validation_thresholds(predictions)
     test = predictions[predictions.part == "test"]
     rows = []
     for scope in _SCOPES:
         names = _CLASS_METRICS if scope == "classes" else _BINARY_METRICS
+        notes = {}
         if reason := _missing_head_reason(predictions, scope):
             metrics = dict.fromkeys(names, _Metric(np.nan, 0, reason))
         elif scope == "classes":
             metrics = _class_metrics(test)
+            notes = _area_notes(test, scope)
         else:
             asked = scope_as_binary(test, scope)
             metrics = _default_metrics(asked, scope)
-            metrics |= _fixed_threshold_metrics(asked, limits[limits.scope == scope], scope)
-        rows += [dict(scope=scope, metric=name, **metrics[name]._asdict()) for name in names]
+            fixed = _fixed_threshold_metrics(asked, limits[limits.scope == scope], scope)
+            metrics |= fixed
+            notes = _area_notes(test, scope) | _threshold_notes(fixed)
+        rows += [
+            dict(scope=scope, metric=name, **metrics[name]._asdict(), note=notes.get(name, ""))
+            for name in names
+        ]
     return pd.DataFrame(rows)

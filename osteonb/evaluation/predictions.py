@@ -161,6 +161,22 @@ def _missing_head_reason(
         return ""
     return f"the model has no {'viability' if answered == 'tumor' else 'tumor'} head"
 
+# %% ../../nbs/evaluation/01_predictions.ipynb #70a6ae15
+_UNITS = dict(
+    scan="slide", group="patient"
+)  # unit -> the column that takes its place where it is absent
+
+
+def _add_units(
+    predictions: pd.DataFrame,  # indexed by tile; with `patient`, mostly with `slide`
+) -> pd.DataFrame:  # with `scan` and `group`
+    "Return the table with the columns `scan` and `group`; slide and patient take the place of absent ones."
+    added = {}
+    for unit, substitute in _UNITS.items():
+        if unit not in predictions:
+            added[unit] = predictions[substitute if substitute in predictions else "patient"]
+    return predictions.assign(**added)
+
 # %% ../../nbs/evaluation/01_predictions.ipynb #d3a952ca
 def predicted_classes(
     predictions: pd.DataFrame,  # with the three probabilities
@@ -174,7 +190,7 @@ def predicted_classes(
 def scope_as_binary(
     predictions: pd.DataFrame,  # indexed by tile
     scope: str,  # a task or a class
-) -> pd.DataFrame:  # one row per tile with a target: `fold, part, score, target, decision`
+) -> pd.DataFrame:  # one row per tile with a target: `fold, part, group, score, target, decision`
     "Return a scope as one yes-or-no question; no rows where the model does not predict it."
     scope_sides(scope)  # raises where the scope is unknown
     if _missing_head_reason(predictions, scope):
@@ -188,8 +204,9 @@ def scope_as_binary(
         score = predictions[f"p_{scope}"].astype(float)
         target = predictions.label == scope
         decision = predicted_classes(predictions) == scope
-    columns = dict(fold=predictions.fold, part=predictions.part, score=score)
-    columns |= dict(target=target, decision=decision)
+    columns = dict(fold=predictions.fold, part=predictions.part)
+    columns |= dict(group=_add_units(predictions).group)
+    columns |= dict(score=score, target=target, decision=decision)
     table = pd.DataFrame(columns, index=predictions.index)
     return table[target.notna().to_numpy()].astype(dict(target=bool, decision=bool))
 
@@ -197,11 +214,12 @@ def scope_as_binary(
 def _check_seeds(
     predictions: pd.DataFrame,  # indexed by tile, several folds and seeds
 ) -> None:
-    "Raise an `InputError` where the seeds do not agree on a tile's label, slide or patient."
+    "Raise an `InputError` where the seeds do not agree on a tile's label, slide, scan, patient or group."
     _raise_for_columns(predictions, ("fold", "part", "seed", "slide"), "seeds cannot be averaged")
     for _, rows in predictions.groupby("seed"):
         check_predictions(rows)
-    facts = predictions.groupby(level=0, sort=False)[["label", "patient", "slide"]].nunique()
+    names = ["label", "patient", "slide", *(name for name in _UNITS if name in predictions)]
+    facts = predictions.groupby(level=0, sort=False)[names].nunique()
     for fact in facts:
         problem = f"a {fact} that is missing, or not the same in all seeds and folds"
         _raise_for_rows(facts, facts[fact] != 1, problem)
@@ -233,11 +251,12 @@ def _average_seeds(
 def _select_test_rows(
     predictions: pd.DataFrame,  # indexed by tile, seeds averaged
 ) -> pd.DataFrame:
-    "Return the test rows; raise `InputError` for a duplicate tile or one without a slide."
+    "Return the test rows with scan and group; raise `InputError` for a duplicate tile or a missing name."
     _raise_for_columns(predictions, ("part", "slide", "patient"))
-    test = predictions[predictions.part == "test"]
+    test = _add_units(predictions[predictions.part == "test"])
     problem = "a test tile more than once (if there are several seeds, average them first)"
     _raise_for_rows(test, test.index.duplicated(), problem)
     check_predictions(test)
-    _raise_for_rows(test, test[["slide", "patient"]].isna().any(axis=1), "no slide or no patient")
+    for name in ("slide", "patient", *_UNITS):
+        _raise_for_rows(test, test[name].isna(), f"no {name}")
     return test

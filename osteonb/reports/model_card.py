@@ -69,16 +69,21 @@ def _format_interval(
     return "–" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
+# title of a column -> prefix of the interval's ends
+_INTERVALS = {"between groups": "", "conditional on these scans": "scan_"}
+
+
 def _headline_figures(
     predictions: pd.DataFrame,  # of a run, with its test part
-) -> pd.DataFrame:  # indexed by metric: value, 95 % intervals over slides and patients, tiles
+) -> pd.DataFrame:  # indexed by metric: value, 95 % intervals, tiles, note
     "Return the metrics of a run on its test part as text."
     table = summarize(intervals(predictions), digits=None).dropna(subset="value")
     columns = {"value": table.value.map("{:.3f}".format)}
-    for by in ("slide", "patient"):
-        bounds = table[[f"{by}_low", f"{by}_high"]].to_numpy(float)
-        columns[f"over {by}s"] = [_format_interval(low, high) for low, high in bounds]
+    for title, by in _INTERVALS.items():
+        bounds = table[[f"{by}low", f"{by}high"]].to_numpy(float)
+        columns[title] = [_format_interval(low, high) for low, high in bounds]
     columns["tiles"] = table.n.astype(int)
+    columns["note"] = table.note
     return pd.DataFrame(columns, index=table.index).rename_axis("test part")
 
 # %% ../../nbs/reports/06_model_card.ipynb #f5e9173c
@@ -131,7 +136,8 @@ _INTENDED_USE = [
     "A tile of an H&E slide is sorted into non-tumor, non-viable tumor and viable tumor.",
 ]
 _INTERVALS_NOTE = (
-    "Each tile judged once. The intervals are of 1000 draws of slides, and of patients."
+    "Each tile is decided once. Intervals between groups are about the next patient, and need two groups or more; the "
+    "others are ranges over 1000 draws of the scans at hand."
 )
 
 
@@ -149,9 +155,7 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(
-            config, None if scaler is None else list(scaler.mean.index)
-        ),
+        "Inputs": _input_lines(config, None if scaler is None else list(scaler.mean.index)),
         "Limits": run_warnings(config, tiles, folds),
         "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
         "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],

@@ -197,7 +197,8 @@ def _draw_roc(
         return metrics.reason["roc_auc"]
     test = scope_as_binary(predictions[predictions.part == "test"], scope)
     points = roc_points(test.target, test.score)
-    label = f"{TITLES[scope]}, AUC {metrics.value['roc_auc']:.2f}"
+    kind = "pooled AUC" if metrics.note["roc_auc"] else "AUC"
+    label = f"{TITLES[scope]}, {kind} {metrics.value['roc_auc']:.2f}"
     ax.plot(1 - points.specificity, points.sensitivity, color=COLORS[scope], lw=1.8, label=label)
     if metrics.reason["sens_at_spec90"]:
         return f"no threshold, {metrics.reason['sens_at_spec90']}"

@@ -15,6 +15,7 @@ from ..core.files import read_json
 from ..core.labels import TITLES
 from ..core.runs import Run
 from ..data.splits import class_counts
+from ..evaluation.decisions import decision_table
 from ..evaluation.metrics import evaluate, validation_thresholds
 from ..evaluation.tables import run_warnings, summarize
 from osteonb.reports.html import (
@@ -93,6 +94,12 @@ _RESULTS_TEXT = (
 )
 
 
+_DECISIONS_TEXT = (
+    "Ranking and decision are two things. The same scores decided by four rules; thresholds and temperatures are "
+    "fitted on validation tiles."
+)
+
+
 def _results_section(
     predictions: pd.DataFrame,  # of validation and test tiles
     metrics: pd.DataFrame,  # as `evaluate` returns them
@@ -107,6 +114,8 @@ def _results_section(
         "Results on the test group",
         _RESULTS_TEXT,
         html_table(summarize(metrics)),
+        _paragraph(_DECISIONS_TEXT),
+        html_table(decision_table(predictions)),
         figure_to_html(plot_confusion(predictions, note), "Confusion matrix of the test part"),
         figure_to_html(plot_roc(predictions, note), "ROC curves of both tasks and of each class"),
         html_details("Every metric", html_table(all_metrics)),
@@ -217,9 +226,9 @@ _HEADLINES = {
     "accuracy": ("classes", "accuracy"),
     "accuracy of the most frequent class": ("classes", "majority_accuracy"),
     "macro F1": ("classes", "f1_macro"),
-    "macro AUC": ("classes", "roc_auc_macro"),
-    "AUC, tumor or not": ("tumor", "roc_auc"),
-    "AUC, viable or not": ("viability", "roc_auc"),
+    "macro AUC": ("classes", "roc_auc_within"),
+    "AUC, tumor or not": ("tumor", "roc_auc_within"),
+    "AUC, viable or not": ("viability", "roc_auc_within"),
 }
 
 

@@ -200,7 +200,7 @@ def _plot_rocs(
     with plt.rc_context(PLOT_STYLE):
         fig, axes = _task_panels(points, _draw_simplified_roc, note, colors)
         for ax in axes:
-            ax.legend(loc="lower right", title="AUC", title_fontsize=9, handlelength=3)
+            ax.legend(loc="lower right", title="pooled AUC", title_fontsize=9, handlelength=3)
             ax.plot([0, 1], [0, 1], color="#BBBBBB", lw=1, zorder=1)
             ax.set(xlabel="1 − specificity", ylabel="sensitivity", **axis)
     return fig

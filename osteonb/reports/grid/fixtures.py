@@ -25,6 +25,7 @@ from osteonb.evaluation.calibration import (
     reliability_curve,
 )
 from ...evaluation.claims import GAP_COMPARISON, variant_predictions
+from ...evaluation.decisions import decision_table
 from ...evaluation.metrics import evaluate, roc_points
 from ...evaluation.predictions import scope_as_binary
 from ...evaluation.significance import compare, holm_adjust
@@ -52,14 +53,14 @@ _N_DRAWS = 100  # bootstrap draws of the example
 def _grid_run_answers(
     tiles: pd.DataFrame,  # of the cohort
     variant: str,  # of `_VARIANT_SETTINGS`
-    split: str,  # `patient` or `tile`
+    split: str,  # `group` or `tile`
     fold: str,  # a patient, or "1" to "5"
     seed: int,  # of the grid run
     rng: np.random.Generator,  # source of random numbers
 ) -> pd.DataFrame:  # predictions of test tiles and of a quarter of the others
     "Draw the predictions of one grid run."
     number = np.arange(len(tiles))
-    test = (tiles.patient == fold).to_numpy() if split == "patient" else number % 5 == int(fold) - 1
+    test = (tiles.patient == fold).to_numpy() if split == "group" else number % 5 == int(fold) - 1
     asked = tiles[test | (number % 4 == 0)]
     true = asked.label.to_numpy(dtype=object)[:, None] == np.array(CLASSES)
     strength = _VARIANT_STRENGTHS[variant] * (2.2 if split == "tile" else 1.5)
@@ -78,7 +79,7 @@ def _grid_run_answers(
 # %% ../../../nbs/reports/grid/11_fixtures.ipynb #033c4b9c
 def _grid_run_history(
     variant: str,  # of `_VARIANT_SETTINGS`
-    split: str,  # `patient` or `tile`
+    split: str,  # `group` or `tile`
     fold: str,  # a patient, or "1" to "5"
     seed: int,  # of the grid run
     rng: np.random.Generator,  # source of random numbers
@@ -181,23 +182,24 @@ def _example_differences(
     "Compare variants on held-out patients, and each variant with itself on random tiles."
     rows = []
     for changed, (a, b) in _PAIRS.items():
-        table = compare(mean[a, "patient"], mean[b, "patient"], _N_DRAWS)
+        table = compare(mean[a, "group"], mean[b, "group"], _N_DRAWS)
         table = table.rename(columns=dict(a="value_a", b="value_b"))
-        rows.append(
-            table.assign(comparison=f"{a} − {b}", a=a, b=b, changed=changed, split="patient")
-        )
+        rows.append(table.assign(comparison=f"{a} − {b}", a=a, b=b, changed=changed, split="group"))
     for name in _VARIANT_SETTINGS:
-        table = compare(mean[name, "patient"], mean[name, "tile"], _N_DRAWS)
+        table = compare(mean[name, "group"], mean[name, "tile"], _N_DRAWS)
         table = table.rename(columns=dict(a="value_a", b="value_b"))
         table = table.assign(comparison=name, a=name, b=name, split=GAP_COMPARISON)
-        rows.append(table.assign(changed="split: patients, not random tiles"))
+        rows.append(table.assign(changed="split: groups, not random tiles"))
     differences = pd.concat(rows, ignore_index=True)
-    families = differences.groupby(["split", "scope", "metric"]).p_slide
+    families = differences.groupby(["split", "scope", "metric"]).p_group
     return differences.assign(
         p_holm=families.transform(holm_adjust), family=families.transform("count")
     )
 
 # %% ../../../nbs/reports/grid/11_fixtures.ipynb #f8e5e516
+_INTERVALS = ("low", "high", "scan_low", "scan_high", "group_low", "group_high")
+
+
 def _example_claims(
     differences: pd.DataFrame,  # of `_example_differences`
 ) -> pd.DataFrame:  # a row for each claim
@@ -213,10 +215,8 @@ def _example_claims(
         if effect.p_holm < 0.05:
             verdict = "supported" if effect.difference > 0 else "contradicted"
         row = dict(claim=sentence, comparison=f"{a} − {b}", metric="f1_macro", verdict=verdict)
-        row |= effect[
-            ["difference", "slide_low", "slide_high", "patient_low", "patient_high", "p_holm"]
-        ]
-        claims.append(row | dict(why="By the interval over slides and the corrected p."))
+        row |= effect[["difference", *_INTERVALS, "p_holm"]]
+        claims.append(row | dict(why="By the t interval between groups and the corrected p."))
     untested = "The gate tells which input is trusted."
     claims.append(
         dict(claim=untested, verdict="not tested", why="No comparison of this grid bears on it.")
@@ -283,7 +283,7 @@ def _example_grid_runs(
     folds: dict,  # split -> names of its folds
 ) -> tuple[list, tuple]:  # those that were run; the one that was not
     "List variant, split, fold and seed of the grid runs."
-    lost = ("fusion, tumor only", "patient", folds["patient"][0], 1)
+    lost = ("fusion, tumor only", "group", folds["group"][0], 1)
     runs = []
     for variant, split in product(_VARIANT_SETTINGS, folds):
         runs += list(product([variant], [split], folds[split], (0, 1)))
@@ -298,9 +298,7 @@ def _variant_tables(
     "Make up what was planned, what was not run and what was chosen."
     columns = ["variant", "split", "fold", "seed"]
     is_lost = variants.index == lost[0]
-    chosen = [
-        (_REFERENCE, "patient", fold, seed) for fold, seed in product(folds["patient"], (0, 1))
-    ]
+    chosen = [(_REFERENCE, "group", fold, seed) for fold, seed in product(folds["group"], (0, 1))]
     chosen = pd.DataFrame(chosen, columns=columns)
     masks = np.where(chosen.fold < "Case-904", "tissue", "nuclei")
     reasons = np.where(is_lost, "stopped by hand", "")
@@ -318,14 +316,13 @@ def _prediction_tables(
     metrics = _of_each_variant(mean, lambda table: intervals(table, _N_DRAWS))
     differences = _example_differences(mean)
     return {
-        "metrics.csv": metrics.assign(
-            folds=np.where(metrics.split == "patient", "4 of 4", "5 of 5")
-        ),
+        "metrics.csv": metrics.assign(folds=np.where(metrics.split == "group", "4 of 4", "5 of 5")),
         "patients.csv": _of_each_variant(mean, _metrics_of_each_patient),
         "differences.csv": differences,
         "claims.csv": _example_claims(differences),
         "calibration.csv": _of_each_variant(mean, _calibration_table),
         "temperatures.csv": _of_each_variant(mean, fit_temperatures),
+        "decisions.csv": _of_each_variant(mean, lambda table: decision_table(table).reset_index()),
         "reliability.csv": _of_each_variant(mean, _of_each_task(reliability_curve)),
         "decision.csv": _of_each_variant(mean, _of_each_task(decision_curve)),
         "roc.csv": _of_each_variant(mean, _of_each_task(_roc_table)),
@@ -347,8 +344,8 @@ def _mean_predictions(
 def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     "Make up the tables of a grid on a synthetic cohort."
     rng = np.random.default_rng(0)
-    tiles, excluded = read_release(small_cohort(0.25, 64), tile_size=64, n_jobs=1)
-    folds = dict(patient=sorted(tiles.patient.unique()), tile=list("12345"))
+    tiles, excluded = read_release(small_cohort(0.9, 64), tile_size=64, n_jobs=1)
+    folds = dict(group=sorted(tiles.patient.unique()), tile=list("12345"))
     runs, lost = _example_grid_runs(folds)
     predictions = pd.concat([_grid_run_answers(tiles, *run, rng) for run in runs])
     predictions = predictions.rename_axis("tile")
@@ -365,14 +362,14 @@ def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
 
 # %% ../../../nbs/reports/grid/11_fixtures.ipynb #30ea236d
 _RULE = (
-    "A claim is supported where its difference is above zero, the interval over slides excludes zero, and p after Holm "
-    "is below 0.05; contradicted where the same holds below zero; otherwise it cannot be decided."
+    "A claim is supported where its difference is above zero, the interval between groups excludes zero, and p after "
+    "Holm is below 0.05; contradicted where the same holds below zero; otherwise it cannot be decided."
 )
 _GRID_SETTINGS = dict(
     name="an example grid",
     cohort="synthetic",
     seeds=[0, 1],
-    splits=["patient", "tile"],
+    splits=["group", "tile"],
     draws=_N_DRAWS,
     level=0.95,
     base=dict(preset="quick", modality="fusion", head="hierarchical", tile_size=64),

@@ -30,7 +30,8 @@ from ..style import figure_to_html
 # %% ../../../nbs/reports/grid/09_model_sections.ipynb #74c55013
 _CALIBRATION_TEXT = (
     "Calibration error, the mean distance from that diagonal, "
-    "before and after one temperature for each task."
+    "before and after one temperature for each task, beside what a perfectly calibrated model "
+    "would have with these scores and this number of tiles."
 )
 _CALIBRATION_COLUMNS = {"as_it_is": "as it is", "calibrated": "after temperature"}
 
@@ -38,8 +39,9 @@ _CALIBRATION_COLUMNS = {"as_it_is": "as it is", "calibrated": "after temperature
 def _calibration_table(
     calibration: pd.DataFrame,  # of one split
 ) -> pd.DataFrame:  # indexed by variant
-    "Return the calibration error of each scope, as it is and after temperature."
+    "Return the calibration error of each scope, as it is, after temperature and if calibrated."
     errors = calibration[calibration.metric == "ece"]
+    perfect = calibration[calibration.metric == "ece_if_calibrated"]
     present = set(errors.scope)
     table = {}
     for scope in ("classes", *TASKS):
@@ -48,6 +50,9 @@ def _calibration_table(
             title = TITLES.get(scope, "Three classes").lower()
             for column, words in _CALIBRATION_COLUMNS.items():
                 table[f"{title}, {words}"] = rows[column].astype(float)
+            if len(perfect):
+                rows = perfect[perfect.scope == scope].set_index("variant")
+                table[f"{title}, if calibrated"] = rows.as_it_is.astype(float)
     order = list(dict.fromkeys(errors.variant))
     return pd.DataFrame(table).reindex(order).rename_axis("variant")
 
@@ -109,10 +114,13 @@ def _curves_section(
     "Return the section of ROC curves, reliability with its numbers, and decision curves."
     mine = {}
     for name in (*_CURVES, "calibration", "temperatures"):
-        mine[name] = tables[name][tables[name].split == "patient"]
+        mine[name] = tables[name][tables[name].split == "group"]
     if not any(map(len, mine.values())):
-        return html_section("Curves", "No curve was computed on held-out patients.")
-    text = "Pooled test tiles of held-out patients. Temperatures were fitted on validation tiles, fold by fold."
+        return html_section("Curves", "No curve was computed on held-out groups.")
+    text = (
+        "Pooled test tiles of held-out groups, so the AUC in the legend is descriptive. Temperatures were fitted on "
+        "validation tiles, fold by fold."
+    )
     figures = {name: _curve_part(name, mine[name], colors, reference, note) for name in _CURVES}
     calibration = _calibration_part(mine["calibration"], mine["temperatures"])
     parts = (figures["roc"], figures["reliability"], calibration, figures["decision"])
@@ -158,7 +166,7 @@ def _gates_part(
     note: str,  # printed on the figure
 ) -> str:
     "Return the weights of the gates, where there are any."
-    test = predictions[(predictions.split == "patient") & (predictions.part == "test")]
+    test = predictions[(predictions.split == "group") & (predictions.part == "test")]
     gated = test.groupby("variant", sort=False).filter(lambda rows: rows.gate_image.notna().any())
     if not len(gated):
         return _paragraph("No variant of this grid has a gate.")
@@ -177,7 +185,7 @@ def _training_section(
         "Folds of held-out patients. A dot is a tile as one seed saw it. A gate at one half weighs the image and the "
         "radiomics equally; where it differs by patient rather than by class, it has learned who is who."
     )
-    balance = _balance_part(history[history.split == "patient"], reference, note)
+    balance = _balance_part(history[history.split == "group"], reference, note)
     return html_section("Training", text, balance, _gates_part(predictions, reference, note))
 
 # %% ../../../nbs/reports/grid/09_model_sections.ipynb #27dd07b9
@@ -268,7 +276,7 @@ def _settings_section(
     if len(tables["excluded"]):
         excluded = html_table(_count_reasons(tables["excluded"]))
     chosen = _paragraph("Nothing was chosen: all settings were fixed beforehand.")
-    mine = tables["chosen"][tables["chosen"].split == "patient"]
+    mine = tables["chosen"][tables["chosen"].split == "group"]
     if len(mine):
         chosen = html_table(_chosen_table(mine))
     base, differences = _settings_tables(grid)

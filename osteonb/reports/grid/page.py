@@ -83,12 +83,13 @@ def _grid_sections(
     reference = grid["reference"]
     predictions = tables["predictions"]
     mean = variant_predictions(predictions)
-    held_out = predictions.query("part == 'test' and split == 'patient'")
-    n_patients = held_out.patient.nunique() or tables["tiles"].patient.nunique()
+    held_out = predictions.query("part == 'test' and split == 'group'")
+    unit = "group" if "group" in held_out else "patient"
+    n_groups = held_out[unit].nunique() or tables["tiles"].patient.nunique()
     colors = _variant_colors(tables["variants"].index)
     audit = {name: tables[f"audit/{name}"] for name in _AUDIT_TABLES if f"audit/{name}" in tables}
     return [
-        _claims_section(grid, tables["claims"], tables["differences"], n_patients),
+        _claims_section(grid, tables["claims"], tables["differences"], n_groups),
         _audit_sections(audit, tables["tiles"], note),
         _results_section(grid, tables, mean, note),
         _patient_section(grid, tables),
@@ -109,12 +110,12 @@ def grid_report(
     grid, tables = _read_grid_tables(folder)
     title = f"osteonb: {grid['name']}"
     sections = _grid_sections(grid, tables)
-    held_out = tables["metrics"].query("split == 'patient'")
+    held_out = tables["metrics"].query("split == 'group'")
     parts = [
         _page_heading(title, _subtitle(grid, tables)),
         warning_box(_grid_warnings(grid, tables)),
         html_contents(sections),
-        _paragraph(f"The reference “{grid['reference']}” on held-out patients:"),
+        _paragraph(f"The reference “{grid['reference']}” on held-out groups:"),
         html_numbers(_headline(held_out, grid["reference"])),
         *sections,
         _RESEARCH_NOTE,

@@ -43,8 +43,8 @@ def _patient_metrics(
 _SINGLE_PATIENT_METRICS = (
     ("classes", "accuracy"),
     ("classes", "f1_macro"),
-    ("tumor", "roc_auc"),
-    ("viability", "roc_auc"),
+    ("tumor", "roc_auc_within"),
+    ("viability", "roc_auc_within"),
 )
 
 
@@ -127,9 +127,9 @@ def _patient_section(
     tables: dict[str, pd.DataFrame],  # `patients, predictions, variants`
 ) -> str:
     "Return the section of the one patient who can be set beside the paper's, and of the others."
-    test = tables["predictions"].query("part == 'test' and split == 'patient'")
+    test = tables["predictions"].query("part == 'test' and split == 'group'")
     test = test[~test.index.duplicated()]
-    mine = tables["patients"].query("split == 'patient'")
+    mine = tables["patients"].query("split == 'group'")
     complete = _complete_patients(test)
     if reason := _why_no_patient(test, complete, mine):
         return html_section("One patient", reason)

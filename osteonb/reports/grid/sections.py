@@ -22,12 +22,14 @@ from osteonb.reports.grid.tables import (
     _format_number,
     _HEADLINE_METRICS,
     _metric_name,
+    _RANGE_TITLES,
     _reference_first,
     _with_metric_names,
 )
 from osteonb.reports.html import (
     _as_counts,
     _paragraph,
+    _subheading,
     _SYNTHETIC_WARNING,
     html_details,
     html_section,
@@ -64,16 +66,16 @@ def _patient_warnings(
     tiles: pd.DataFrame,  # with `patient` and `label`
 ) -> list[str]:  # sentences
     "Warn of few patients, and of patients without all three classes."
-    n = tiles.patient.nunique()
+    n = (tiles.group if "group" in tiles else tiles.patient).nunique()
     complete = _complete_patients(tiles)
     have = f"{len(complete)} have"
     if len(complete) < 2:
         have = f"only {complete[0]} has" if complete else "no patient has"
     return [
-        f"{n} patients. The question is how a variant does on the next one; with {n}, the smallest p that a two-sided "
-        f"sign test between patients can give is {smallest_sign_test_p(n):g}. Intervals over slides and p after Holm "
-        "are about the slides of these patients.",
-        f"Of these, {have} tiles of all three classes. So test tiles of all held-out patients are pooled, and figures "
+        f"{n} groups of patients. The question is how a variant does on the next one; with {n}, the smallest p that a "
+        f"two-sided sign test between groups can give is {smallest_sign_test_p(n):g}. Intervals and p are t intervals "
+        "and t tests between groups, and wide. Ranges over draws of scans are about the scans of these patients.",
+        f"Of these, {have} tiles of all three classes. So test tiles of all held-out groups are pooled, and figures "
         "of a single patient are given only where both answers of a question exist.",
     ]
 
@@ -133,17 +135,17 @@ def _claims_section(
     grid: dict,  # `rule`, `level`
     claims: pd.DataFrame,  # a row for each claim
     differences: pd.DataFrame,  # of the whole grid
-    n_patients: int,  # under test
+    n_groups: int,  # under test
 ) -> str:
     "Return the section on each claim of the paper, with its verdict and the rule."
     if not len(claims):
         return html_section("The paper's claims", "No claim was put to this grid.")
-    n_comparisons = differences[differences.split == "patient"].comparison.nunique()
+    n_comparisons = differences[differences.split == "group"].comparison.nunique()
     text = (
-        "Differences are between pooled test tiles; their intervals and p come from resampling whole slides, or whole "
-        f"patients. This grid makes {n_comparisons} comparisons of variants, so p is corrected after Holm, for the "
-        f"claims as the rule says. Between {n_patients} patients no two-sided sign test can give less than "
-        f"{smallest_sign_test_p(n_patients):g}."
+        "Intervals and p are those of t tests between groups; AUCs are averaged within groups. Ranges over draws of "
+        f"scans and of groups are shown and decide nothing. This grid makes {n_comparisons} comparisons of variants, "
+        f"so p is corrected after Holm, for the claims as the rule says. Between {n_groups} groups no two-sided sign "
+        f"test can give less than {smallest_sign_test_p(n_groups):g}."
     )
     table, reasons = _claims_tables(claims, grid["level"])
     return html_section(
@@ -168,15 +170,16 @@ def _results_table(
         mine = rows.loc[[pair]].set_index("variant").reindex(table.index)
         table[_metric_name(*pair)] = mine.value.astype(float)
         if pair == present[0]:
-            for by in ("slide", "patient"):
-                table[f"{100 * level:.0f} % over {by}s"] = _format_intervals(mine, by)
+            table[f"{100 * level:.0f} % between groups"] = _format_intervals(mine, "")
+            for by, title in _RANGE_TITLES.items():
+                table[title] = _format_intervals(mine, by)
     if "folds" in metrics:
         folds = metrics.drop_duplicates("variant").set_index("variant").folds
         table["folds"] = folds.reindex(table.index).fillna("none").astype(str)
     return table
 
 # %% ../../../nbs/reports/grid/08_sections.ipynb #82faaa8a
-_HELD_OUT_TITLE = "Results on held-out patients"
+_HELD_OUT_TITLE = "Results on held-out groups"
 
 
 def _results_text(
@@ -186,10 +189,11 @@ def _results_text(
     "Explain how the results are to be read."
     most_frequent = tiles.label.value_counts(normalize=True).iloc[0]
     return (
-        "Test tiles of all held-out patients pooled, seeds averaged. Always naming the most frequent class would be "
-        f"right on {100 * most_frequent:.0f} % of all tiles. Intervals are of {grid['draws']} samples of slides and as "
-        "many of patients. AUC within patients compares only tiles of one patient with each other, so it cannot gain "
-        f"from knowing who is who. The reference is {grid['reference']}."
+        "Test tiles of all held-out groups, seeds averaged. Always naming the most frequent class would be "
+        f"right on {100 * most_frequent:.0f} % of all tiles. Intervals between groups are t intervals; ranges are of "
+        f"{grid['draws']} draws of scans and as many of groups. AUC within groups compares only tiles of one group "
+        "with each other and is averaged over the groups that hold ten tiles of each side, so it cannot gain from "
+        f"knowing who is who. F1 is of all decisions together. The reference is {grid['reference']}."
     )
 
 
@@ -200,10 +204,12 @@ def _results_figures(
     note: str,  # printed on figures
 ) -> list[str]:  # HTML
     "Return the metrics of all variants as a figure, and their confusion matrices, folded."
-    mine = tables["metrics"].query("split == 'patient'")
+    mine = tables["metrics"].query("split == 'group'")
     drawn = _with_metric_names(mine, _DRAWN_METRICS)
     figure = _plot_variants(drawn, note, colors=_variant_colors(tables["variants"].index))
-    description = "Four metrics of every variant with intervals over slides and over patients"
+    description = (
+        "Four metrics of every variant with intervals between groups and ranges over draws of scans"
+    )
     parts = [figure_to_html(figure, description)]
     if mean:
         figure = _plot_confusions(_reference_first(pd.concat(mean.values()), reference), note)
@@ -212,25 +218,54 @@ def _results_figures(
     return parts
 
 # %% ../../../nbs/reports/grid/08_sections.ipynb #e7079748
+_DECISIONS_TEXT = (
+    "The AUCs above say how well tiles are ranked; this table says how well they are decided by different rules. "
+    "Thresholds and temperatures were fitted on validation tiles, fold by fold; on a group that differs from "
+    "validation they can harm."
+)
+
+
+def _decisions_part(
+    decisions: pd.DataFrame,  # of the whole grid: `variant, split, rule`, shares, `reason`
+    reference: str,  # whose are shown; the others are folded
+) -> str:  # empty without a table
+    "Return the decisions of the reference by every rule."
+    mine = decisions[decisions.split == "group"].drop(columns="split")
+    if not len(mine):
+        return ""
+    shown = mine[mine.variant == reference].drop(columns="variant").set_index("rule")
+    return "".join(
+        [
+            _subheading(f"Decisions of {reference}"),
+            _paragraph(_DECISIONS_TEXT),
+            html_table(shown),
+            html_details("Decisions of every variant", html_table(mine.set_index("variant"))),
+        ]
+    )
+
+
 def _results_section(
     grid: dict,  # `level, draws, reference`
     tables: dict[str, pd.DataFrame],  # `variants, metrics, tiles`
     mean: dict[str, pd.DataFrame],  # of `variant_predictions`
     note: str = "",  # printed on figures
 ) -> str:
-    "Return the section of all variants, each metric with both intervals, and the confusion matrices."
-    mine = tables["metrics"].query("split == 'patient'")
+    "Return the section of all variants: metrics with intervals, decisions, and confusion matrices."
+    mine = tables["metrics"].query("split == 'group'")
     if not len(mine):
-        return html_section(_HELD_OUT_TITLE, "No variant was evaluated on held-out patients.")
+        return html_section(_HELD_OUT_TITLE, "No variant was evaluated on held-out groups.")
     every = _with_metric_names(mine).set_index("variant")
-    for by in ("slide", "patient"):
-        every[f"over {by}s"] = _format_intervals(every, by)
-    every = every[["metric", "value", "over slides", "over patients", "n", "reason"]]
+    every["between groups"] = _format_intervals(every, "")
+    for by, title in _RANGE_TITLES.items():
+        every[title] = _format_intervals(every, by)
+    columns = ["metric", "value", "between groups", *_RANGE_TITLES.values(), "n", "reason"]
+    every = every[[*columns, *(name for name in ("note",) if name in every)]]
     return html_section(
         _HELD_OUT_TITLE,
         _results_text(grid, tables["tiles"]),
         html_table(_results_table(tables["variants"], mine, grid["level"])),
         *_results_figures(tables, mean, grid["reference"], note),
+        _decisions_part(tables["decisions"], grid["reference"]),
         html_details("Every metric", html_table(_as_counts(every))),
     )
 
@@ -240,11 +275,11 @@ def _differences_text(
 ) -> str:
     "Explain how the differences are to be read."
     families = differences.family.dropna().astype(int).unique()
+    n_tests = " or ".join(map(str, families)) or "no"
     return (
-        "Each is the first variant minus the second, on the same tiles. p comes from resampled slides, corrected after "
-        f"Holm over {' or '.join(map(str, families)) or 'no'} tests together. McNemar's and DeLong's tests suppose "
-        "independent tiles and call far too much different; they are folded with the rest, for comparison with papers "
-        "that give them."
+        "Each is the first variant minus the second, on the same tiles. p comes from a t test between groups, "
+        f"corrected after Holm over {n_tests} tests together. McNemar's and DeLong's tests suppose independent tiles "
+        "and call far too much different; they are folded with the rest, for comparison with papers that give them."
     )
 
 # %% ../../../nbs/reports/grid/08_sections.ipynb #9b006243
@@ -253,7 +288,7 @@ _TEST_COLUMNS = dict(
     value_a="a",
     value_b="b",
     difference="difference",
-    p_slide="p, slides resampled",
+    p_group="p, between groups",
     test="test of single tiles",
     p_test="its p",
     p_holm="p, Holm",
@@ -268,7 +303,7 @@ def _differences_section(
     note: str = "",  # printed on the figure
 ) -> str:
     "Return the section of differences between variants."
-    mine = differences[differences.split == "patient"]
+    mine = differences[differences.split == "group"]
     if not len(mine):
         return html_section("Differences between variants", "No two variants were compared.")
     drawn = _with_metric_names(mine, _COMPARED_METRICS)
@@ -279,7 +314,9 @@ def _differences_section(
     tests = _with_metric_names(mine).set_index("comparison")
     tests = tests[list(_TEST_COLUMNS)].rename(columns=_TEST_COLUMNS)
     tests = html_table(_as_counts(tests, ("corrected together",)))
-    description = "Differences between variants, metric by metric, with intervals over slides and over patients"
+    description = (
+        "Differences between variants with intervals between groups and ranges over draws of scans"
+    )
     return html_section(
         "Differences between variants",
         _differences_text(mine),
@@ -299,7 +336,7 @@ def _gap_table(
     if not len(rows):
         return pd.DataFrame()
     table = _format_effects(rows, level)
-    table.insert(1, "held-out patients", [_format_number(value) for value in rows.value_a])
+    table.insert(1, "held-out groups", [_format_number(value) for value in rows.value_a])
     table.insert(2, "random tiles", [_format_number(value) for value in rows.value_b])
     return table
 
@@ -311,18 +348,18 @@ def _gap_section(
     note: str = "",  # printed on the figure
 ) -> str:
     "Return the section of what random tiles promise and held-out patients do not keep."
-    title = "Random tiles against held-out patients"
+    title = "Random tiles against held-out groups"
     mine = _with_metric_names(metrics, _DRAWN_METRICS[:1])
-    mine = mine[["variant", "split", "metric", "value", "slide_low", "slide_high"]]
+    mine = mine[["variant", "split", "metric", "value", "low", "high"]]
     mine = mine[mine.groupby("variant").value.transform("count") > 0]
-    if set(mine.split) != {"patient", "tile"}:
+    if set(mine.split) != {"group", "tile"}:
         return html_section(title, "This grid has one way to split, so there is no gap to measure.")
     text = (
-        "The same variants on the same tiles. Where tiles are split at random, slides and overlapping neighbors are on "
+        "The same variants on the same tiles. Where tiles are split at random, scans and overlapping neighbors are on "
         "both sides, and the figure says how well a model knows these patients, not the next one."
     )
     figure = plot_gap(mine, _metric_name(*_DRAWN_METRICS[0]), note)
-    description = "Macro F1 of each variant under random tiles and under held-out patients"
+    description = "Macro F1 of each variant under random tiles and under held-out groups"
     table = _gap_table(differences, grid["level"])
     details = html_details("The gap, metric by metric", html_table(table)) if len(table) else ""
     return html_section(title, text, figure_to_html(figure, description), details)

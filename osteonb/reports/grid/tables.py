@@ -24,7 +24,10 @@ _REQUIRED_TABLES = {
     "predictions": ".parquet",
     "metrics": ".csv",
 }
-_EFFECT_COLUMNS = ("difference", "slide_low", "slide_high", "patient_low", "patient_high")
+_EFFECT_COLUMNS = (
+    *("difference", "low", "high"),
+    *("scan_low", "scan_high", "group_low", "group_high"),
+)
 # the others, and their columns where there is no row
 _OPTIONAL_TABLES = {
     "excluded": ("reason",),
@@ -32,7 +35,7 @@ _OPTIONAL_TABLES = {
     "patients": ("variant", "split", "patient", "scope", "metric", "value", "n", "reason"),
     "differences": (
         *("comparison", "split", "scope", "metric", "value_a", "value_b", *_EFFECT_COLUMNS),
-        *("p_slide", "test", "p_test", "p_holm", "family", "reason"),
+        *("p_group", "test", "p_test", "p_holm", "family", "reason"),
     ),
     "claims": ("claim", "comparison", "metric", *_EFFECT_COLUMNS, "p_holm", "verdict", "why"),
     "calibration": ("variant", "split", "scope", "metric", "as_it_is", "calibrated", "n", "reason"),
@@ -47,10 +50,14 @@ _OPTIONAL_TABLES = {
         "treat_all",
         "treat_none",
     ),
+    "decisions": ("variant", "split", "rule", "accuracy", "f1_macro", "reason"),
     "roc": ("variant", "split", "scope", "specificity", "sensitivity", "auc"),
     "history": ("variant", "split", "fold", "seed", "epoch"),
     "chosen": ("variant", "split", "fold", "seed", "what", "value"),
 }
+
+
+_OLD_SPLITS = dict(patient="group")  # names in older grids
 
 
 def _read_optional_table(
@@ -63,6 +70,8 @@ def _read_optional_table(
     if len(table) and missing:
         names = ", ".join(map(repr, missing))
         raise InputError(f"{path}: no column {names}; make the grid's tables again")
+    if "split" in table:
+        table = table.assign(split=table.split.replace(_OLD_SPLITS))
     order = list(dict.fromkeys([*columns, *table.columns]))
     return _restore_text(table.reindex(columns=order))
 
@@ -75,7 +84,10 @@ def _read_grid_tables(
     grid = read_json(folder / "grid.json")
     tables = {}
     for name, suffix in _REQUIRED_TABLES.items():
-        tables[name] = _restore_text(read_table(folder / f"{name}{suffix}"))
+        table = _restore_text(read_table(folder / f"{name}{suffix}"))
+        if "split" in table:
+            table = table.assign(split=table.split.replace(_OLD_SPLITS))
+        tables[name] = table
     for name in _OPTIONAL_TABLES:
         tables[name] = _read_optional_table(folder / f"{name}.csv")
     for name in _AUDIT_TABLES:
@@ -95,13 +107,20 @@ _METRIC_NAMES = dict(
     accuracy="accuracy",
     balanced_accuracy="balanced accuracy",
     f1_weighted="F1, weighted",
-    roc_auc_macro="AUC, macro",
+    roc_auc_macro="pooled AUC, macro",
     log_loss="log loss",
     brier="Brier score",
-    roc_auc="AUC",
-    roc_auc_within="AUC within patients",
+    roc_auc="pooled AUC",
+    roc_auc_within="AUC within groups",
     f1="F1",
     ece="calibration error",
+    ece_if_calibrated="calibration error if calibrated",
+    sens_at_spec90="sensitivity at the threshold from validation",
+    sens_at_spec90_achieved_specificity="specificity at that threshold (90 % on validation)",
+    sens_at_spec90_test_curve="sensitivity at 90 % specificity, threshold from the test labels",
+    spec_at_sens90="specificity at the threshold from validation",
+    spec_at_sens90_achieved_sensitivity="sensitivity at that threshold (90 % on validation)",
+    spec_at_sens90_test_curve="specificity at 90 % sensitivity, threshold from the test labels",
 )
 
 
@@ -118,22 +137,21 @@ _HEADLINE_METRICS = (
     ("classes", "f1_macro"),
     ("classes", "accuracy"),
     ("classes", "balanced_accuracy"),
-    ("classes", "roc_auc_macro"),
-    ("tumor", "roc_auc"),
-    ("viability", "roc_auc"),
+    ("classes", "roc_auc_within"),
+    ("tumor", "roc_auc_within"),
     ("viability", "roc_auc_within"),
 )
 _DRAWN_METRICS = (  # values in figures
     ("classes", "f1_macro"),
-    ("tumor", "roc_auc"),
-    ("viability", "roc_auc"),
+    ("classes", "roc_auc_within"),
+    ("tumor", "roc_auc_within"),
     ("viability", "roc_auc_within"),
 )
 _COMPARED_METRICS = (  # differences in figures
     ("classes", "f1_macro"),
-    ("classes", "roc_auc_macro"),
-    ("tumor", "roc_auc"),
-    ("viability", "roc_auc"),
+    ("classes", "roc_auc_within"),
+    ("tumor", "roc_auc_within"),
+    ("viability", "roc_auc_within"),
 )
 
 
@@ -162,13 +180,13 @@ def _format_number(
 
 
 def _format_intervals(
-    table: pd.DataFrame,  # `<by>_low, <by>_high`
-    by: str,  # `slide` or `patient`
+    table: pd.DataFrame,  # `low, high`, or `<by>_low, <by>_high`
+    by: str,  # empty for the t interval between groups, `scan` or `group` for a range over draws
     signed: bool = False,  # with signs, as a difference
 ) -> list[str]:  # such as "0.61 to 0.71"
     "Write the intervals of a table."
     texts = []
-    for low, high in zip(table[f"{by}_low"], table[f"{by}_high"]):
+    for low, high in zip(table[f"{by}_low".lstrip("_")], table[f"{by}_high".lstrip("_")]):
         ends = (_format_number(low, signed), _format_number(high, signed))
         texts.append("–" if pd.isna(low) or pd.isna(high) else " to ".join(ends))
     return texts
@@ -177,12 +195,16 @@ def _format_intervals(
 def _format_p_value(
     p: float,  # `NaN` where there was no test
 ) -> str:
-    "Write a p value; the draws do not reach below a thousandth."
+    "Write a p value; below a thousandth it says nothing more."
     if pd.isna(p):
         return "–"
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 # %% ../../../nbs/reports/grid/06_tables.ipynb #f910a0d7
+# unit of resampling -> the name of its range in a table
+_RANGE_TITLES = dict(scan="conditional on these scans", group="range over draws of these groups")
+
+
 def _has_text(
     column: pd.Series,  # of any kind
 ) -> bool:
@@ -195,12 +217,13 @@ def _format_effects(
     level: float = 0.95,  # of the intervals
     key: str = "comparison",  # the column that names a row
 ) -> pd.DataFrame:  # to be shown
-    "Write differences with both intervals as text."
+    "Write differences with the t interval and the ranges over draws as text."
     columns = {
         "metric": list(rows.metric),
         "difference": [_format_number(value, True) for value in rows.difference],
-        f"{100 * level:.0f} % over slides": _format_intervals(rows, "slide", True),
-        f"{100 * level:.0f} % over patients": _format_intervals(rows, "patient", True),
+        f"{100 * level:.0f} % between groups": _format_intervals(rows, "", True),
+        _RANGE_TITLES["scan"]: _format_intervals(rows, "scan", True),
+        _RANGE_TITLES["group"]: _format_intervals(rows, "group", True),
         "p, Holm": [_format_p_value(p) for p in rows.p_holm],
     }
     table = pd.DataFrame(columns, index=pd.Index(list(rows[key]), name=key))
