@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import InputError, abbreviate
 from .comparison import _shows_same_pixels
+from .content import _find_same_content
 from .copies import _has_image
 from osteonb.data.positions import (
     _compare_near,
@@ -67,78 +68,6 @@ def _find_shared(
     return found.astype(dict(n=int))
 
 # %% ../../nbs/data/07_overlaps.ipynb #ed6c720b
-_MAX_PAIRS_PER_TILE = 16  # the release has 1.6
-
-
-def _candidate_pairs(
-    tiles: pd.DataFrame,  # with `slide`, `x` and `y`
-    footprint: float,  # side of a tile, slide pixels
-) -> np.ndarray:  # (n, 2) positions i < j in the table, sorted
-    "Find the pairs of tiles that can show the same place, at most in proportion to the tiles."
-    corners = tiles[["x", "y"]].to_numpy(float)
-    if _count_near_pairs(corners, footprint) <= _MAX_PAIRS_PER_TILE * len(tiles):
-        return _near_pairs(corners, footprint)
-    return _near_pairs_within(corners, tiles.slide.to_numpy(), footprint)
-
-# %% ../../nbs/data/07_overlaps.ipynb #58493cc8
-_PAIR_COLUMNS = ("slide", "patient", "label")
-
-
-def _make_pairs_table(
-    tiles: pd.DataFrame,  # with `slide`, `patient`, `x`, `y` and `label`, indexed by tile
-    pairs: np.ndarray,  # (n, 2) positions in the table
-    compared: np.ndarray,  # (n, 2) correlations of gray levels and of details
-    footprint: float,  # side of a tile, slide pixels
-) -> pd.DataFrame:  # as `find_overlaps` returns it
-    "Describe pairs of tiles in a table, the largest share of a tile's area first."
-    a = tiles.iloc[pairs[:, 0]]
-    b = tiles.iloc[pairs[:, 1]]
-    offsets = np.abs(b[["x", "y"]].to_numpy(float) - a[["x", "y"]].to_numpy(float))
-    columns = dict(tile_a=a.index, tile_b=b.index)
-    for name in ("slide", "patient"):
-        columns |= {f"{name}_a": a[name].to_numpy(), f"{name}_b": b[name].to_numpy()}
-    columns |= dict(dx=offsets[:, 0].astype(int), dy=offsets[:, 1].astype(int))
-    columns |= dict(share=_shared_area(offsets, footprint), correlation=compared[:, 0])
-    columns |= dict(same=_shows_same_pixels(*compared.T))
-    columns |= dict(label_a=a.label.to_numpy(), label_b=b.label.to_numpy())
-    table = pd.DataFrame(columns)
-    return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
-
-
-def find_overlaps(
-    tiles: pd.DataFrame,  # with `slide`, `patient`, `x`, `y`, `label`; `path` for images
-    footprint: float | None = None,  # side of a tile, slide pixels; None finds it in the pixels
-    cache_dir: str | Path | None = None,  # folder shared by runs; None keeps nothing
-) -> pd.DataFrame:  # `tile, slide, patient` of a and b, `dx, dy, share, correlation, same, label…`
-    "Find pairs of tiles of any slide that lie over each other, and compare their pixels."
-    if footprint is not None and not footprint > 0:
-        example = "the side of a tile in slide pixels, such as 1024"
-        raise InputError(f"footprint: got {footprint}, wanted {example}")
-    has_image = _has_image(tiles).to_numpy()
-    if footprint is None:
-        footprint, _ = _find_footprint(tiles[has_image], cache_dir)
-    pairs = _candidate_pairs(tiles, footprint)
-    visible = has_image[pairs].all(1)
-    slides = tiles.slide.to_numpy()[pairs]
-    kept = visible | (slides[:, 0] == slides[:, 1])
-    pairs, visible = pairs[kept], visible[kept]
-    compared = np.full((len(pairs), 2), np.nan)
-    compared[visible] = _compare_near(tiles, pairs[visible], footprint, cache_dir)
-    return _make_pairs_table(tiles, pairs, compared, footprint)
-
-# %% ../../nbs/data/07_overlaps.ipynb #325e67ac
-_TWICE_LABELED_SHARE = 0.6  # of a tile's area, from which two labels should agree
-
-
-def _label_agreement(
-    pairs: pd.DataFrame,  # of `find_overlaps`
-    min_share: float = _TWICE_LABELED_SHARE,  # of a tile's area
-) -> tuple[int, int]:  # pairs whose labels agree, and all pairs labeled twice
-    "Count how often tiles that show mostly the same pixels have the same label."
-    twice = pairs[pairs.same & (pairs.share > min_share)].dropna(subset=["label_a", "label_b"])
-    return int((twice.label_a == twice.label_b).sum()), len(twice)
-
-# %% ../../nbs/data/07_overlaps.ipynb #8b793398
 def _join_names(
     names: list[str],  # all of them
     links: list[tuple[str, str]],  # pairs of names that belong together
@@ -150,6 +79,113 @@ def _join_names(
     graph = coo_array((ones, (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1]
     return dict(zip(names, pd.factorize(component)[0].tolist()))
+
+# %% ../../nbs/data/07_overlaps.ipynb #58493cc8
+_MAX_PAIRS_PER_TILE = 16  # the release has 1.6
+
+
+def _candidate_pairs(
+    tiles: pd.DataFrame,  # with `slide`, `x` and `y`
+    footprint: float,  # side of a tile, slide pixels
+    cache_dir: str | Path | None = None,  # folder shared by runs; None keeps nothing
+) -> np.ndarray:  # (n, 2) positions i < j in the table, sorted
+    "Find the pairs of tiles that can show the same place, at most in proportion to the tiles."
+    corners = tiles[["x", "y"]].to_numpy(float)
+    if _count_near_pairs(corners, footprint) <= _MAX_PAIRS_PER_TILE * len(tiles):
+        return _near_pairs(corners, footprint)
+    with_image = tiles[_has_image(tiles)]
+    same = _find_same_content(with_image, cache_dir)
+    slides = with_image.slide.to_numpy(object)
+    links = zip(slides[same.a.astype(int)], slides[same.b.astype(int)])
+    joined = _join_names(sorted(set(tiles.slide)), list(links))
+    return _near_pairs_within(corners, tiles.slide.map(joined).to_numpy(), footprint)
+
+# %% ../../nbs/data/07_overlaps.ipynb #fc0cc50d
+def _make_pairs_table(
+    tiles: pd.DataFrame,  # with `slide`, `patient`, `x`, `y` and `label`, indexed by tile
+    pairs: np.ndarray,  # (n, 2) positions in the table
+    offsets: np.ndarray,  # (n, 2) from one corner to the other, slide pixels
+    compared: np.ndarray,  # (n, 2) correlations of gray levels and of details
+    footprint: float,  # side of a tile, slide pixels
+) -> pd.DataFrame:  # as `find_overlaps` returns it
+    "Describe pairs of tiles in a table, the largest share of a tile's area first."
+    a = tiles.iloc[pairs[:, 0]]
+    b = tiles.iloc[pairs[:, 1]]
+    distance = np.rint(abs(offsets)).astype(int)
+    columns = dict(tile_a=a.index, tile_b=b.index)
+    for name in ("slide", "patient"):
+        columns |= {f"{name}_a": a[name].to_numpy(), f"{name}_b": b[name].to_numpy()}
+    columns |= dict(dx=distance[:, 0], dy=distance[:, 1])
+    columns |= dict(share=_shared_area(offsets, footprint), correlation=compared[:, 0])
+    columns |= dict(same=_shows_same_pixels(*compared.T))
+    columns |= dict(label_a=a.label.to_numpy(), label_b=b.label.to_numpy())
+    table = pd.DataFrame(columns)
+    return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+
+
+def _compare_placed(
+    tiles: pd.DataFrame,  # with `slide`, `x`, `y`; `path` for images
+    footprint: float,  # side of a tile, slide pixels
+    cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # pairs, offsets, and what the pixels tell
+    "Compare the tiles that lie near each other; without images list those of one slide."
+    pairs = _candidate_pairs(tiles, footprint, cache_dir)
+    visible = _has_image(tiles).to_numpy()[pairs].all(1)
+    slides = tiles.slide.to_numpy(object)[pairs]
+    listed = visible | (slides[:, 0] == slides[:, 1])
+    pairs = pairs[listed]
+    visible = visible[listed]
+    compared = np.full((len(pairs), 2), np.nan)
+    compared[visible] = _compare_near(tiles, pairs[visible], footprint, cache_dir)
+    corners = tiles[["x", "y"]].to_numpy(float)
+    return pairs, corners[pairs[:, 1]] - corners[pairs[:, 0]], compared
+
+
+def _search_unplaced(
+    tiles: pd.DataFrame,  # with `x`, `y`; `path` for images
+    footprint: float,  # side of a tile, slide pixels
+    cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as `_compare_placed` returns them
+    "Search by content for pairs of which at least one tile has no position."
+    with_image = np.flatnonzero(_has_image(tiles))
+    unplaced = tiles[["x", "y"]].isna().any(axis=1).to_numpy()
+    if not unplaced[with_image].any():
+        return np.empty((0, 2), int), np.empty((0, 2)), np.empty((0, 2))
+    found = _find_same_content(tiles.iloc[with_image], cache_dir)
+    pairs = with_image[found[["a", "b"]].to_numpy(int)]
+    new = unplaced[pairs].any(1)
+    offsets = found[["dx", "dy"]].to_numpy(float) * footprint
+    compared = found[["correlation", "detail"]].to_numpy(float)
+    return pairs[new], offsets[new], compared[new]
+
+
+def find_overlaps(
+    tiles: pd.DataFrame,  # with `slide`, `patient`, `x`, `y`, `label`; `path` for images
+    footprint: float | None = None,  # side of a tile, slide pixels; None finds it in the pixels
+    cache_dir: str | Path | None = None,  # folder shared by runs; None keeps nothing
+) -> pd.DataFrame:  # `tile, slide, patient` of a and b, `dx, dy, share, correlation, same, label…`
+    "Find pairs of tiles of any slide that lie over each other, and compare their pixels."
+    if footprint is not None and not footprint > 0:
+        example = "the side of a tile in slide pixels, such as 1024"
+        raise InputError(f"footprint: got {footprint}, wanted {example}")
+    if footprint is None:
+        footprint, _ = _find_footprint(tiles[_has_image(tiles)], cache_dir)
+    placed = _compare_placed(tiles, footprint, cache_dir)
+    unplaced = _search_unplaced(tiles, footprint, cache_dir)
+    columns = [np.concatenate(both) for both in zip(placed, unplaced)]
+    return _make_pairs_table(tiles, *columns, footprint)
+
+# %% ../../nbs/data/07_overlaps.ipynb #8b793398
+_TWICE_LABELED_SHARE = 0.6  # of a tile's area, from which two labels should agree
+
+
+def _label_agreement(
+    pairs: pd.DataFrame,  # of `find_overlaps`
+    min_share: float = _TWICE_LABELED_SHARE,  # of a tile's area
+) -> tuple[int, int]:  # pairs whose labels agree, and all pairs labeled twice
+    "Count how often tiles that show mostly the same pixels have the same label."
+    twice = pairs[pairs.same & (pairs.share > min_share)].dropna(subset=["label_a", "label_b"])
+    return int((twice.label_a == twice.label_b).sum()), len(twice)
 
 # %% ../../nbs/data/07_overlaps.ipynb #a313b301
 def _stated_links(
