@@ -15,6 +15,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
 from ..core.cache import compute_table_rows
@@ -125,18 +126,50 @@ def _extract_tile(
     except Exception as e:
         raise RuntimeError(f"tile {tile} ({path}): {type(e).__name__}: {e}") from e
 
+# %% ../../nbs/radiomics/12_extraction.ipynb #a1c0f001
+_PIXELS_WORTH_PROCESSES = 16_000_000  # with fewer, starting processes takes longer than measuring
+
+
+def _is_small_work(
+    paths: pd.Series,  # of the tiles
+) -> bool:
+    "Return whether tiles are few and small, by the headers of their files."
+    n_pixels = 0
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                n_pixels += image.width * image.height
+        except OSError:  # reported where the tile is read
+            continue
+        if n_pixels >= _PIXELS_WORTH_PROCESSES:
+            return False
+    return True
+
+
+def _choose_n_jobs(
+    tiles: pd.DataFrame,  # with `path`
+    engine: str,  # of `ENGINES`
+    n_jobs: int | None,  # what the caller asked for; None leaves the choice here
+) -> int:
+    "Return the number of processes that measure tiles, at most one for each tile."
+    backend, _ = joblib.parallel.get_active_backend()
+    is_default = isinstance(backend, joblib.parallel.BACKENDS["loky"])  # else the user chose one
+    if n_jobs is None and engine == "exact" and is_default and _is_small_work(tiles.path):
+        return 1
+    return max(1, min(joblib.effective_n_jobs(-1 if n_jobs is None else n_jobs), len(tiles)))
+
 # %% ../../nbs/radiomics/12_extraction.ipynb #49e94dc9
 def _extract_tiles(
     tiles: pd.DataFrame,  # indexed by tile, with `path`
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
-    n_jobs: int | None = None,  # processes; None is one per core, or as `joblib.parallel_config` says
+    n_jobs: int
+    | None = None,  # processes; None: one per core, or one for little work, or as `joblib.parallel_config` says
     advance: Callable = lambda: None,  # called after each tile, such as a progress bar's `update`
 ) -> dict[tuple, pd.DataFrame]:  # group -> its columns, same index
     "Return the features of many tiles, computed in parallel."
-    available = joblib.effective_n_jobs(-1 if n_jobs is None else n_jobs)
-    parallel = joblib.Parallel(max(1, min(available, len(tiles))), return_as="generator")
+    parallel = joblib.Parallel(_choose_n_jobs(tiles, engine, n_jobs), return_as="generator")
     extract_here = joblib.delayed(run_in_directory)
     settings = (groups, bin_width, engine)
     work = (
@@ -209,7 +242,8 @@ def extract(
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
     engine: str = "exact",  # of `ENGINES`
     cache_dir: str | Path | None = None,  # folder of cached values; None caches nothing
-    n_jobs: int | None = None,  # processes; None is one per core, or as `joblib.parallel_config` says
+    n_jobs: int
+    | None = None,  # processes; None: one per core, or one for little work, or as `joblib.parallel_config` says
 ) -> pd.DataFrame:  # float64, rows as in `tiles`, columns as of `feature_names`; NaN if undefined
     "Return the radiomic features of every tile, and warn where some are undefined."
     check_feature_settings(channels, masks, feature_classes, bin_width, engine)

@@ -50,7 +50,7 @@ def _why_unusable(
         fix = "train with feature_source='radiomics'"
         return f"was trained on the release's own features, which no slide has; {fix}"
     if model.head not in ("flat", "hierarchical"):
-        fix = "train with head='hierarchical'"
+        fix = "train with head='hierarchical' on tiles of three classes"
         return f"answers {model.head!r} alone, and a ratio needs all three classes; {fix}"
     return ""
 
@@ -63,7 +63,10 @@ def _load_slide_model(
         raise InputError(f"{run.path}: {reason}")
     for difference in provenance_warnings(run):
         warnings.warn(difference, stacklevel=2)
-    return load_model(run)
+    trained = load_model(run)
+    if reason := _why_unusable(trained.config):  # training lacked a class for one task
+        raise InputError(f"{run.path}: {reason}")
+    return trained
 
 # %% ../../nbs/slides/04_inference.ipynb #04f857dd
 @contextlib.contextmanager
