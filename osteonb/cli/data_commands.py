@@ -109,7 +109,7 @@ def _features(
     for (mask, feature_class, reason), n in reasons.size().items():
         typer.echo(f"undefined: {feature_class} under the mask {mask}, {n} tiles: {reason}")
 
-# %% ../../nbs/cli/02_data_commands.ipynb #ccd0f32d
+# %% ../../nbs/cli/02_data_commands.ipynb #27e09490
 @_command
 def _audit(
     data: Annotated[
@@ -120,8 +120,9 @@ def _audit(
         typer.Option(help="The page to write, .html; without it the findings are printed."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="patient (leave one patient out) or tile (random tiles).")
-    ] = "patient",
+        str,
+        typer.Option(help="What is held out: group, patient, slide (by name) or tile (random)."),
+    ] = "group",
     mixed: Annotated[
         str, typer.Option(help="What mixed tiles count as: non-viable, viable or drop.")
     ] = "non-viable",
@@ -130,25 +131,36 @@ def _audit(
         bool, typer.Option(help="Decode the tiles, or check the table alone.")
     ] = True,
     seed: Annotated[int, typer.Option(help="Random seed of the folds.")] = 0,
+    cache: _Cache = None,
     n_jobs: Annotated[
         int | None, typer.Option("--jobs", help="Threads that decode; default one for each core.")
     ] = None,
 ) -> None:
     "Check for leakage between training, validation and test data; status 1 where there is some."
     _check_ending(out, (".html",))
+    from osteonb.core.cache import default_cache_dir
+    from osteonb.data import splits
     from osteonb.data.leakage import audit
-    from osteonb.data.splits import class_counts, leave_one_patient_out, random_tile_folds
+    from osteonb.data.overlaps import assign_groups, find_overlaps
     from osteonb.data.tiles import read_tiles
     from osteonb.reports.audit_page import audit_report
 
-    splits = dict(patient=leave_one_patient_out, tile=random_tile_folds)
-    if split not in splits:
-        raise unknown_name_error("split", split, splits)
-    tiles, excluded = read_tiles(data, mixed, tile_size, n_jobs, images)
-    found = audit(tiles, splits[split](tiles, seed=seed), seed=seed)
-    typer.echo(
-        f"{len(tiles)} tiles, {len(excluded)} rows excluded\n\n{class_counts(tiles).to_string()}\n"
+    make_folds = dict(
+        group=splits.leave_one_group_out,
+        patient=splits.leave_one_patient_out,
+        slide=splits.random_slide_folds,
+        tile=splits.random_tile_folds,
     )
+    if split not in make_folds:
+        raise unknown_name_error("split", split, make_folds)
+    cache = cache or default_cache_dir()
+    tiles, excluded = read_tiles(data, mixed, tile_size, n_jobs, images)
+    pairs = find_overlaps(tiles, cache_dir=cache)
+    tiles = assign_groups(tiles, pairs=pairs)
+    folds = make_folds[split](tiles, seed=seed)
+    found = audit(tiles, folds, seed=seed, cache_dir=cache, pairs=pairs)
+    typer.echo(f"{len(tiles)} tiles, {len(excluded)} rows excluded; split by {split}\n")
+    typer.echo(f"{found.scans.drop(columns='slides').to_string()}\n")
     for row in found.findings.itertuples():
         typer.echo(f"{row.verdict:9}{row.check}: {row.text}")
     if out:

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/08_copies.ipynb #5aa9b8fa
-import itertools
+# %% ../../nbs/data/08_copies.ipynb #96162390
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,12 +13,12 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy import fft
-from tqdm import tqdm
 
+from ..core.cache import compute_table_rows
 from ..core.errors import InputError
+from .landmarks import _find_similar_pairs, _GRID_SIDE, _gray_grid
 
-# %% ../../nbs/data/08_copies.ipynb #67de79f3
+# %% ../../nbs/data/08_copies.ipynb #b37e60d3
 _THUMBNAIL_PX = 256  # side of the reduced image, pixels
 
 
@@ -37,7 +36,7 @@ def _load_thumbnail(
             f"{file}: not a readable image ({type(e).__name__}); check the file and read the tiles again"
         ) from e
 
-# %% ../../nbs/data/08_copies.ipynb #9128c537
+# %% ../../nbs/data/08_copies.ipynb #cf57dfdf
 _WHITE_LEVEL = 215  # of 255; a pixel whose three colors reach it counts as glass
 
 
@@ -54,7 +53,7 @@ def _measure_content(
         white=float((rgb.min(axis=2) >= _WHITE_LEVEL).mean()),
     )
 
-# %% ../../nbs/data/08_copies.ipynb #8a29e7f4
+# %% ../../nbs/data/08_copies.ipynb #e8b472e6
 _BLANK_FRACTION = 0.9  # fraction of white pixels from which a tile is blank
 _BLANK_DEVIATION = 4.0  # gray levels; a tile below is blank
 _LOW_ENTROPY = 3.0  # bits; a tile below has low information
@@ -72,107 +71,7 @@ def _describe_emptiness(
         return "low information"
     return ""
 
-# %% ../../nbs/data/08_copies.ipynb #174a7189
-_GRID_SIDE = 64  # side of the grid on which tiles are compared
-
-
-def _gray_grid(
-    rgb: np.ndarray,  # (_THUMBNAIL_PX, _THUMBNAIL_PX, 3), uint8
-) -> np.ndarray:  # (_GRID_SIDE, _GRID_SIDE), float32
-    "Reduce a thumbnail to a coarse grid of gray levels."
-    gray = np.asarray(Image.fromarray(rgb).convert("L"), dtype=np.float32)
-    step = _THUMBNAIL_PX // _GRID_SIDE
-    return gray.reshape(_GRID_SIDE, step, _GRID_SIDE, step).mean(axis=(1, 3))
-
-# %% ../../nbs/data/08_copies.ipynb #bf7f4aa5
-_FREQUENCIES = (  # (64, 33) cycles in the side of a tile
-    np.hypot(np.fft.fftfreq(_GRID_SIDE)[:, None], np.fft.rfftfreq(_GRID_SIDE)) * _GRID_SIDE
-)
-# strongest at nine cycles
-_BAND_PASS = (_FREQUENCIES * np.exp(-((_FREQUENCIES / 9) ** 2) / 2)).astype(np.float32)
-# a real transform keeps one of two conjugate frequencies, but for the first and last column
-_SPECTRUM_WEIGHTS = np.array([1] + [2] * (_GRID_SIDE // 2 - 1) + [1], np.float32)
-
-
-def _band_passed_spectrum(
-    grids: np.ndarray,  # (..., 64, 64), gray levels
-) -> np.ndarray:  # (..., 64, 33), complex64, of length one; zero for an image of one gray level
-    "Return the spectrum of an image, freed of brightness and contrast."
-    taper = np.hanning(_GRID_SIDE + 2)[1:-1]
-    window = np.outer(taper, taper).astype(np.float32)
-    sums = (grids * window).sum((-2, -1), keepdims=True)
-    means = sums / window.sum()
-    centered = (grids - means) * window
-    spectrum = fft.rfft2(centered.astype(np.float32)) * _BAND_PASS
-    power = abs(spectrum) ** 2 * _SPECTRUM_WEIGHTS
-    length = np.sqrt(power.sum((-2, -1), keepdims=True) + 1e-3)
-    return (spectrum / length).astype(np.complex64)
-
-# %% ../../nbs/data/08_copies.ipynb #95662e26
-def _orientations(
-    grid: np.ndarray,  # (n, n)
-) -> np.ndarray:  # (8, n, n), the grid itself first
-    "Turn and mirror a grid in all eight ways."
-    turned = [np.rot90(grid, quarter) for quarter in range(4)]
-    mirrored = [np.rot90(grid.T, quarter) for quarter in range(4)]
-    return np.stack(turned + mirrored)
-
-# %% ../../nbs/data/08_copies.ipynb #94e0d36c
-_TRANSFORMS_AT_ONCE = 500  # limits the memory that is needed
-
-
-def _largest_correlations(
-    grid: np.ndarray,  # (64, 64) gray levels of one tile
-    spectra: np.ndarray,  # (n, 64, 33) of the other tiles, as `_band_passed_spectrum` gives them
-    amplitudes: np.ndarray,  # (n, 64, 33) absolute values of `spectra`
-    min_correlation: float,  # pairs that cannot reach it are not transformed
-) -> np.ndarray:  # (n,) largest correlations; 0 where the bound is below `min_correlation`
-    "Correlate one tile with others, over all shifts and orientations."
-    turned = _band_passed_spectrum(_orientations(grid))  # (8, 64, 33)
-    bounds = np.tensordot(abs(turned) * _SPECTRUM_WEIGHTS, amplitudes, ([1, 2], [1, 2]))  # (8, n)
-    orientation, other = np.nonzero(bounds >= min_correlation)
-    largest = np.zeros(len(spectra))
-    n_chunks = len(other) // _TRANSFORMS_AT_ONCE + 1
-    for chunk in np.array_split(np.arange(len(other)), n_chunks):
-        turned_of_chunk = turned[orientation[chunk]]
-        products = np.conj(turned_of_chunk) * spectra[other[chunk]]
-        correlations = fft.irfft2(products, s=(_GRID_SIDE, _GRID_SIDE))
-        peaks = correlations.max((1, 2)) * _GRID_SIDE**2
-        np.maximum.at(largest, other[chunk], peaks)
-    return largest
-
-# %% ../../nbs/data/08_copies.ipynb #91a488b0
-_MAX_DISTANCE = 0.2  # distance up to which two tiles are near copies
-
-
-def _find_similar_pairs(
-    grids: np.ndarray,  # (n, 64, 64), gray levels
-    max_distance: float = _MAX_DISTANCE,  # largest distance to report; 1 reports nearly all pairs
-) -> list[tuple[int, int, float]]:  # positions i < j, and their distance in [0, max_distance]
-    "Find pairs of tiles that show the same, shifted, turned, mirrored, paler or compressed again."
-    n = len(grids)
-    spectra = _band_passed_spectrum(grids)
-    amplitudes = abs(spectra)
-    min_correlation = 1 - max_distance
-
-    def compare(i: int) -> list[tuple[int, int, float]]:
-        after = slice(i + 1, n)
-        largest = _largest_correlations(
-            grids[i], spectra[after], amplitudes[after], min_correlation
-        )
-        pairs = []
-        for j in np.nonzero(largest >= min_correlation)[0]:
-            distance = max(0, 1 - largest[j])
-            pairs.append((i, i + 1 + int(j), float(distance)))
-        return pairs
-
-    jobs = (joblib.delayed(compare)(i) for i in range(n - 1))
-    done = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(jobs)
-    hidden = None if n > 200 else True  # None shows the bar on a terminal only
-    progress = tqdm(done, "comparing tiles", max(0, n - 1), disable=hidden)
-    return list(itertools.chain.from_iterable(progress))
-
-# %% ../../nbs/data/08_copies.ipynb #90968a84
+# %% ../../nbs/data/08_copies.ipynb #932a688b
 def _has_image(
     tiles: pd.DataFrame,  # with or without `path`
 ) -> pd.Series:  # booleans, same index
@@ -180,30 +79,43 @@ def _has_image(
     path = tiles.path if "path" in tiles else pd.Series("", tiles.index)
     return path.fillna("") != ""
 
-# %% ../../nbs/data/08_copies.ipynb #973a9ef9
+# %% ../../nbs/data/08_copies.ipynb #96c73b06
+_CONTENT_COLUMNS = ["deviation", "entropy", "white"]
+_THUMBNAIL_SETTINGS = dict(what="thumbnails", side=_THUMBNAIL_PX, grid=_GRID_SIDE, version=1)
+
+
 def _measure_file(
     path: str,  # of an image
-) -> tuple[dict[str, float], np.ndarray]:  # its content, and its (64, 64) gray levels
+) -> dict[str, float | bytes]:  # its content, and its grid of gray levels as bytes
     "Read one image and measure it."
     rgb = _load_thumbnail(path)
-    return _measure_content(rgb), _gray_grid(rgb)
+    return _measure_content(rgb) | dict(grid=_gray_grid(rgb).tobytes())
 
 
 def _load_thumbnails(
-    tiles: pd.DataFrame,  # with `path`
+    tiles: pd.DataFrame,  # with `path`, and `sha256` for the cache
     n_jobs: int | None = None,  # threads; None for one per core
-) -> tuple[pd.DataFrame, np.ndarray]:  # for tiles with an image: content, (n, 64, 64) gray levels
+    cache_dir: str | Path | None = None,  # folder of cached results; None for no cache
+) -> tuple[pd.DataFrame, np.ndarray]:  # of tiles with an image: content, (n, 128, 128) gray levels
     "Read and measure every image once; the content is `deviation`, `entropy` and `white`."
     chosen = tiles[_has_image(tiles)]
-    jobs = [joblib.delayed(_measure_file)(path) for path in chosen.get("path", [])]
-    measured = joblib.Parallel(n_jobs=n_jobs or -1, prefer="threads")(jobs)
-    rows = [content for content, _ in measured]
-    columns = ["deviation", "entropy", "white"]
-    content = pd.DataFrame(rows, chosen.index, columns, dtype=float)
-    grids = np.array([grid for _, grid in measured], np.float32)
-    return content, grids.reshape(-1, _GRID_SIDE, _GRID_SIDE)
+    columns = [*_CONTENT_COLUMNS, "grid"]
 
-# %% ../../nbs/data/08_copies.ipynb #a1964f16
+    def measure(some: pd.DataFrame, groups: list[str]) -> dict[str, pd.DataFrame]:
+        jobs = [joblib.delayed(_measure_file)(path) for path in some.get("path", [])]
+        rows = joblib.Parallel(n_jobs=n_jobs or -1, prefer="threads")(jobs)
+        return {group: pd.DataFrame(rows, some.index, columns) for group in groups}
+
+    settings = dict(thumbnails=_THUMBNAIL_SETTINGS)
+    if cache_dir is None or chosen.empty:
+        measured = measure(chosen, list(settings))["thumbnails"]
+    else:
+        measured = compute_table_rows(cache_dir, settings, chosen, measure)["thumbnails"]
+    grids = np.frombuffer(b"".join(measured.grid), np.uint8)
+    grids = grids.reshape(-1, _GRID_SIDE, _GRID_SIDE)
+    return measured[_CONTENT_COLUMNS].astype(float), grids
+
+# %% ../../nbs/data/08_copies.ipynb #ff33c4c4
 def _find_blank_tiles(
     tiles: pd.DataFrame,  # with `patient`, `slide` and `label`, indexed by tile
     content: pd.DataFrame,  # `deviation, entropy, white` of the tiles with an image
@@ -215,37 +127,45 @@ def _find_blank_tiles(
     table = table.assign(reason=reason)[reason != ""]
     return table.sort_values("entropy").rename_axis("tile")
 
-# %% ../../nbs/data/08_copies.ipynb #09ed7fd3
+# %% ../../nbs/data/08_copies.ipynb #265a9115
+_MAX_LINKS = 8  # pairs of a tile with later copies of the same file
+
+
 def _find_exact_pairs(
     tiles: pd.DataFrame,  # with `sha256`, where there are tiles
 ) -> list[tuple[int, int]]:  # positions i < j
-    "Find pairs of tiles whose files are the same."
+    "Find pairs of tiles whose files are the same; each with at most `_MAX_LINKS` later ones."
     pairs = []
     if tiles.empty:  # also without the column `sha256`
         return pairs
     for positions in tiles.groupby("sha256").indices.values():
         same = [int(position) for position in sorted(positions)]
-        pairs += itertools.combinations(same, 2)
+        for k, i in enumerate(same):
+            pairs += [(i, j) for j in same[k + 1 : k + 1 + _MAX_LINKS]]
     return pairs
 
 
 def _find_near_duplicates(
-    tiles: pd.DataFrame,  # with `path`, `sha256`, `patient`, `slide`, `label`, indexed by tile
-    grids: np.ndarray,  # (n, 64, 64) gray levels of those with an image, of `_load_thumbnails`
-) -> pd.DataFrame:  # `tile_a, tile_b, kind, distance`; then patient, slide and label of both
-    "Find pairs of tiles that are copies, exact ones first."
+    tiles: pd.DataFrame,  # with `path`, `sha256`, and the columns in `about`; indexed by tile
+    grids: np.ndarray,  # (n, 128, 128) gray levels of those with an image, of `_load_thumbnails`
+    about: tuple[str, ...] = ("patient", "slide", "label"),  # columns to give for both tiles
+) -> pd.DataFrame:  # `tile_a, tile_b, kind, share, correlation`; then `about` for both
+    "Find pairs of tiles that are copies, exact ones first, then those that share most."
     chosen = tiles[_has_image(tiles)]
     exact = dict.fromkeys(_find_exact_pairs(chosen))  # in order, and quick to look up
-    rows = [(i, j, "exact", 0.0) for i, j in exact]
-    for i, j, distance in _find_similar_pairs(grids):
-        if (i, j) not in exact:
-            rows.append((i, j, "near", distance))
-    found = pd.DataFrame(rows, columns=["i", "j", "kind", "distance"])
-    found = found.astype(dict(i=int, j=int, distance=float))
+    rows = [(i, j, "exact", 1.0, 1.0) for i, j in exact]
+    digests = chosen.get("sha256", pd.Series(dtype=str)).to_numpy()
+    for row in _find_similar_pairs(grids).itertuples():
+        if digests[row.i] != digests[row.j]:
+            rows.append((row.i, row.j, "near", row.share, row.correlation))
+    found = pd.DataFrame(rows, columns=["i", "j", "kind", "share", "correlation"])
+    found = found.astype(dict(i=int, j=int, share=float, correlation=float))
+    found = found.sort_values(["kind", "share"], ascending=[True, False], kind="stable")
     a = chosen.iloc[found.i]
     b = chosen.iloc[found.j]
-    pairs = dict(tile_a=a.index, tile_b=b.index, kind=found.kind, distance=found.distance)
-    for column in ("patient", "slide", "label"):
+    pairs = dict(tile_a=a.index, tile_b=b.index)
+    pairs |= {name: found[name].to_numpy() for name in ("kind", "share", "correlation")}
+    for column in about:
         pairs[f"{column}_a"] = a[column].to_numpy()
         pairs[f"{column}_b"] = b[column].to_numpy()
-    return pd.DataFrame(pairs).sort_values("distance", ignore_index=True)
+    return pd.DataFrame(pairs)

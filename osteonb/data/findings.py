@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.errors import abbreviate, unknown_name_error
 from ..core.labels import CLASSES, TITLES
 from .confounding import _gap_closed
-from .overlaps import _describe_parts
+from .overlaps import _describe_parts, _label_agreement, _TWICE_LABELED_SHARE
 from .splits import _PART_NAMES
 
 # %% ../../nbs/data/10_findings.ipynb #d1cff1c8
@@ -41,6 +41,64 @@ def _count_noun(
     "Write a number with its noun."
     return f"{n or 'no'} {noun}{'s' if n > 1 else ''}"
 
+# %% ../../nbs/data/10_findings.ipynb #80449055
+def _scan_table(
+    tiles: pd.DataFrame,  # with `group`, `scan`, `patient`, `slide` and `label`, indexed by tile
+) -> pd.DataFrame:  # by scan: `group, patients, slides` (names), the number of tiles of each class
+    "List the scans with the names of their patients and slides."
+    rows = []
+    in_order = tiles.sort_values(["group", "slide"])  # scans are numbered in this order
+    for (group, scan), some in in_order.groupby(["group", "scan"], sort=False):
+        n_by_class = {name: int((some.label == name).sum()) for name in CLASSES}
+        patients = ", ".join(sorted(set(some.patient)))
+        slides = ", ".join(sorted(set(some.slide)))
+        row = dict(scan=scan, group=group, patients=patients, slides=slides)
+        rows.append(row | n_by_class | dict(all=len(some)))
+    columns = ["scan", "group", "patients", "slides", *CLASSES, "all"]
+    return pd.DataFrame(rows, columns=columns).set_index("scan")
+
+# %% ../../nbs/data/10_findings.ipynb #32ff48d9
+def _groups_finding(
+    scans: pd.DataFrame,  # of `_scan_table`
+    n_slides: int,  # slide names
+    n_patients: int,  # patients' names
+    n_compared: int,  # tiles with an image and a position
+    n_tiles: int,  # all tiles
+) -> dict[str, str | int]:
+    "Report how many scans and groups the names of slides and patients stand for."
+    check = "scans and groups"
+    n_groups = scans.group.nunique()
+    names = f"{_count_noun(n_slides, 'slide name')}, {_count_noun(len(scans), 'scan')}; "
+    names += f"{_count_noun(n_patients, 'patient')}, {_count_noun(n_groups, 'group')}"
+    shared = [row.patients for row in scans.itertuples() if ", " in row.patients]
+    for patients in dict.fromkeys(shared):
+        names += f"; {' and '.join(patients.rsplit(', ', 1))} share a scan"
+    if n_compared == 0:
+        names += "; not verified, since no tile has both an image and a position: "
+        names += "names of slides and patients are taken for scans and groups"
+    elif n_compared < n_tiles:
+        rest = _count_noun(n_tiles - n_compared, "tile")
+        names += f"; {rest} without an image or a position not looked at"
+    elif len(scans) == n_slides:
+        names += "; no two slide names show the same pixels"
+    is_plain = len(scans) == n_slides and n_groups == n_patients and n_compared == n_tiles
+    verdict = "fine" if is_plain else "warning"
+    return _finding(check, verdict, n_groups, names)
+
+# %% ../../nbs/data/10_findings.ipynb #e3e4a3d4
+def _spelling_finding(
+    spellings: pd.DataFrame,  # of `_find_spellings`: `name_a, tiles_a, name_b, tiles_b`
+) -> dict[str, str | int]:
+    "Report patients whose names may be two spellings of one."
+    check = "spellings of patients"
+    if spellings.empty:
+        return _finding(check, "fine", 0, "no two patients' names are spellings of one name")
+    pairs = zip(spellings.name_a, spellings.name_b)
+    names = abbreviate(f"{a!r} and {b!r}" for a, b in pairs)
+    text = f"one patient may be listed under two names, as two patients: {names}; "
+    text += "if they are one, write one name in the list of tiles"
+    return _finding(check, "warning", len(spellings), text)
+
 # %% ../../nbs/data/10_findings.ipynb #5f4c63be
 def _unassigned_finding(
     tiles: pd.DataFrame,  # indexed by tile
@@ -61,17 +119,17 @@ def _unassigned_finding(
 
 # %% ../../nbs/data/10_findings.ipynb #3e2fff55
 _SHARED_CHECKS = dict(  # what is shared -> name of the check, and sentence where it is fine
-    tile=("tiles in two parts", "no tile stands in two parts of a fold"),
-    slide=("slides in two parts", "no slide stands in two parts of a fold"),
-    patient=("patients in test and training", "no test patient trains or validates"),
+    tile=("tiles in two parts", "no tile is in two parts of a fold"),
+    scan=("scans in two parts", "no scan is in two parts of a fold"),
+    group=("groups in test and training", "no group that is tested trains or validates"),
 )
 
 
 def _shared_finding(
     shared: pd.DataFrame,  # of `_find_shared`
-    what: str,  # tile, slide or patient
+    what: str,  # tile, scan or group
 ) -> dict[str, str | int]:
-    "Report tiles, slides or patients that are in two parts."
+    "Report tiles, scans or groups that are in two parts."
     check, fine = _SHARED_CHECKS[what]
     leaks = shared[(shared.what == what) & (shared.verdict == "leak")]
     if leaks.empty:
@@ -79,7 +137,9 @@ def _shared_finding(
     sums = leaks.groupby("parts", sort=False).n.sum()
     counts = ", ".join(f"{n} in {parts}" for parts, n in sums.items())
     folds = _count_noun(leaks.fold.nunique(), "fold")
+    first = leaks.iloc[0]
     text = f"{what}s in two parts, counted over {folds}: {counts}"
+    text += f"; such as {first.which} in fold {first.fold}"
     return _finding(check, "leak", leaks.n.sum(), text)
 
 # %% ../../nbs/data/10_findings.ipynb #d949c2a1
@@ -97,27 +157,49 @@ def _describe_apart(
         return "none in different parts"
     return f"in different parts: {', '.join(phrases)}"
 
-# %% ../../nbs/data/10_findings.ipynb #914065b7
+# %% ../../nbs/data/10_findings.ipynb #e1e2cdaa
 def _overlap_finding(
     pairs: pd.DataFrame,  # of `find_overlaps`, with `across`
-    footprint: int,  # side of a tile, slide pixels
     n_unplaced: int,  # tiles without coordinates
     n_tiles: int,  # all tiles
 ) -> dict[str, str | int]:
-    "Report tiles that show the same tissue; *not done* where no tile has coordinates."
+    "Report tiles that show the same pixels; *not done* where no tile has coordinates."
     check = "overlapping tiles"
     if n_unplaced == n_tiles:
         return _finding(check, "not done", 0, "no tile has coordinates on its slide")
-    n_pairs = len(pairs)
-    text = f"{_count_noun(n_pairs, 'pair')} of tiles of one slide "
-    text += "overlaps" if n_pairs < 2 else "overlap"
-    text += f" at a footprint of {footprint} slide pixels"
-    if n_pairs:
-        text += f"; {_describe_apart(pairs)}"
+    same = pairs[pairs.same.astype(bool)]
+    n_unseen = pairs.correlation.isna().sum()
+    verb = "shows" if len(same) < 2 else "show"
+    text = f"{_count_noun(len(same), 'pair')} of tiles {verb} the same pixels"
+    if len(same):
+        n_slides = (same.slide_a != same.slide_b).sum()
+        n_patients = (same.patient_a != same.patient_b).sum()
+        text += f", {n_slides or 'none'} of two slide names and {n_patients or 'none'} "
+        text += f"of two patients; {_describe_apart(same)}"
+    if n_unseen:
+        text += f"; {_count_noun(n_unseen, 'pair')} could not be compared by pixels"
     if n_unplaced:
         text += f"; {_count_noun(n_unplaced, 'tile')} without coordinates not looked at"
-    verdict = "leak" if (pairs.across != "").any() else "fine"
-    return _finding(check, verdict, n_pairs, text)
+    verdict = "leak" if (same.across != "").any() else "fine"
+    return _finding(check, verdict, len(same), text)
+
+# %% ../../nbs/data/10_findings.ipynb #0906f44c
+def _agreement_finding(
+    pairs: pd.DataFrame,  # of `find_overlaps`
+) -> dict[str, str | int]:
+    "Report how often two labels of the same tissue agree; *not done* without such tissue."
+    check = "label agreement"
+    n_agree, n_pairs = _label_agreement(pairs)
+    if not n_pairs:
+        text = f"no two tiles share more than {_TWICE_LABELED_SHARE:.0%} of their area"
+        return _finding(check, "not done", 0, text)
+    n_differ = n_pairs - n_agree
+    right = 1 - n_differ / n_pairs / 2  # of two labels that differ, one is right
+    text = f"{n_differ or 'none'} of {_count_noun(n_pairs, 'pair')} of tiles that share more than "
+    text += f"{_TWICE_LABELED_SHARE:.0%} of their area have different labels"
+    text += f": the labels are right about {right:.0%} of the time, and no honest accuracy "
+    text += "lies above that"
+    return _finding(check, "warning" if n_differ else "fine", n_differ, text)
 
 # %% ../../nbs/data/10_findings.ipynb #57088528
 def _describe_unseen(
@@ -126,7 +208,7 @@ def _describe_unseen(
     "Write the end of a sentence about images."
     if n_unseen == 0:
         return ""
-    return f"; {_count_noun(n_unseen, 'tile')} without a picture not looked at"
+    return f"; {_count_noun(n_unseen, 'tile')} without an image not looked at"
 
 
 def _copy_finding(
@@ -138,16 +220,16 @@ def _copy_finding(
     "Report tiles that are copies; *not done* where there is no image."
     check = f"{kind} duplicates"
     if not n_images:
-        return _finding(check, "not done", 0, "no tile has a picture to compare")
+        return _finding(check, "not done", 0, "no tile has an image to compare")
     pairs = pairs[pairs.kind == kind]
     n_pairs = len(pairs)
-    similarity = "byte for byte the same" if kind == "exact" else "nearly the same picture"
+    similarity = "byte for byte the same" if kind == "exact" else "copies by their pixels"
     verb = "is" if n_pairs < 2 else "are"
     text = f"{_count_noun(n_pairs, 'pair')} of tiles {verb} {similarity}"
     verdict = "fine"
     if n_pairs:
-        n_patients = (pairs.patient_a != pairs.patient_b).sum()
-        text += f", {n_patients} of different patients; {_describe_apart(pairs)}"
+        n_groups = (pairs.group_a != pairs.group_b).sum()
+        text += f", {n_groups or 'none'} of different groups; {_describe_apart(pairs)}"
         verdict = "leak" if (pairs.across != "").any() else "warning"
     return _finding(check, verdict, n_pairs, text + _describe_unseen(n_tiles - n_images))
 
@@ -159,7 +241,7 @@ def _blank_finding(
 ) -> dict[str, str | int]:
     "Report tiles with little content; *not done* where there is no image."
     if not n_images:
-        return _finding("blank tiles", "not done", 0, "no tile has a picture to look at")
+        return _finding("blank tiles", "not done", 0, "no tile has an image to look at")
     n_blank = (blank.reason == "blank").sum()
     n_low = len(blank) - n_blank
     text = f"{_count_noun(n_blank, 'tile')} blank, {n_low or 'none'} of low information, "
@@ -223,10 +305,10 @@ def _entanglement_finding(
 
 # %% ../../nbs/data/10_findings.ipynb #53c6e515
 def _recognition_finding(
-    recognition: pd.DataFrame,  # of `_patient_recognition`
+    recognition: pd.DataFrame,  # of `_group_recognition`
 ) -> dict[str, str | int]:
-    "Report how well features predict the patient; *not done* without features."
-    check = "features tell patient"
+    "Report how well features predict the group; *not done* without features."
+    check = "features tell group"
     if recognition.balanced_accuracy.isna().all():
         return _finding(check, "not done", 0, "; ".join(dict.fromkeys(recognition.reason)))
     known = recognition[recognition.reason == ""]
@@ -237,26 +319,31 @@ def _recognition_finding(
         if among in TITLES:
             among = f"{TITLES[among].lower()} tiles"
         phrases.append(f"{row.balanced_accuracy:.2f} among {among} (chance {row.chance:.2f})")
-    text = "on slides held out the features name the patient with a balanced accuracy of "
+    text = "on scans held out the features name the group with a balanced accuracy of "
     verdict = "warning" if n_high else "fine"
     return _finding(check, verdict, n_high, text + ", ".join(phrases))
 
 # %% ../../nbs/data/10_findings.ipynb #6b45e723
 def _list_findings(
-    tiles: pd.DataFrame,  # `x` and `y`, indexed by tile
+    tiles: pd.DataFrame,  # with `patient`, `slide`, `x` and `y`, indexed by tile
     folds: pd.DataFrame,  # `fold` and `part`, indexed by tile
     tables: Mapping[str, pd.DataFrame],  # the audit's tables, as the fields of `Audit` name them
-    footprint: int,  # side of a tile, slide pixels
-    n_images: int,  # tiles with an image
+    has_image: pd.Series,  # whether a tile has an image, indexed by tile
 ) -> pd.DataFrame:  # `check, verdict, n, text`
     "Make one row for each check of an audit."
     n_tiles = len(tiles)
-    n_unplaced = tiles[["x", "y"]].isna().any(axis=1).sum()
+    n_images = int(has_image.sum())
+    is_placed = tiles[["x", "y"]].notna().all(axis=1)
+    n_compared = int((has_image & is_placed).sum())
+    names = tiles.slide.nunique(), tiles.patient.nunique()
     return pd.DataFrame(
         [
+            _groups_finding(tables["scans"], *names, n_compared, n_tiles),
+            _spelling_finding(tables["spellings"]),
             _unassigned_finding(tiles, folds),
             *(_shared_finding(tables["shared"], what) for what in _SHARED_CHECKS),
-            _overlap_finding(tables["overlaps"], footprint, n_unplaced, n_tiles),
+            _overlap_finding(tables["overlaps"], (~is_placed).sum(), n_tiles),
+            _agreement_finding(tables["overlaps"]),
             _copy_finding(tables["duplicates"], "exact", n_images, n_tiles),
             _copy_finding(tables["duplicates"], "near", n_images, n_tiles),
             _blank_finding(tables["blank"], n_images, n_tiles),

@@ -6,23 +6,30 @@
 __all__ = ['Audit', 'audit']
 
 # %% ../../nbs/data/11_leakage.ipynb #032fc190
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from ..core.errors import InputError, abbreviate
-from .confounding import _patient_entanglement, _patient_recognition
-from .copies import _find_blank_tiles, _find_near_duplicates, _load_thumbnails
-from .findings import _list_findings
-from .overlaps import _find_shared, _separated_pairs, find_overlaps
+from .confounding import _group_recognition, _patient_entanglement
+from osteonb.data.copies import (
+    _find_blank_tiles,
+    _find_near_duplicates,
+    _has_image,
+    _load_thumbnails,
+)
+from .findings import _list_findings, _scan_table
+from .overlaps import _find_shared, _separated_pairs, assign_groups, find_overlaps
 from osteonb.data.splits import (
     _check_folds,
     _class_codes,
     _part_counts,
     class_counts,
     find_untrainable_tasks,
-    leave_one_patient_out,
+    leave_one_group_out,
 )
+from .tiles import _find_spellings
 
 # %% ../../nbs/data/11_leakage.ipynb #03eae8a6
 def _check_tiles(
@@ -62,15 +69,17 @@ class Audit(NamedTuple):
     "Hold what was found before any training, as one table for each kind of check."
 
     findings: pd.DataFrame  # `check, verdict, n, text`: a sentence for each check
+    scans: pd.DataFrame  # group, patients, slides and tiles of each scan
+    spellings: pd.DataFrame  # pairs of patients' names that may be one
     classes: pd.DataFrame  # tiles of each class, by patient
     parts: pd.DataFrame  # contents of each part of each fold
     untrainable: pd.DataFrame  # tasks that a training part cannot train
-    shared: pd.DataFrame  # tiles, slides and patients in two parts
-    overlaps: pd.DataFrame  # pairs of tiles that show the same tissue
+    shared: pd.DataFrame  # tiles, slides, scans, patients and groups in two parts
+    overlaps: pd.DataFrame  # pairs of tiles that show the same pixels, or could not be compared
     duplicates: pd.DataFrame  # pairs of tiles that are copies
     blank: pd.DataFrame  # tiles with little content
     entanglement: pd.DataFrame  # how well the patient alone predicts each task
-    recognised: pd.DataFrame  # how well the features predict the patient
+    recognised: pd.DataFrame  # how well the features predict the group
 
     @property
     def leaks(self) -> bool:
@@ -85,31 +94,46 @@ class Audit(NamedTuple):
             return self.findings.to_html(index=False)
 
 # %% ../../nbs/data/11_leakage.ipynb #dc69e134
+def _overlaps_across(
+    pairs: pd.DataFrame,  # of `find_overlaps`
+    folds: pd.DataFrame,  # `fold` and `part`, indexed by tile
+) -> pd.DataFrame:  # with `across`; pairs of different pixels are left out
+    "Keep the pairs that show the same pixels or could not be compared, and say what separates them."
+    kept = pairs[pairs.same.astype(bool) | pairs.correlation.isna()].reset_index(drop=True)
+    return kept.assign(across=_separated_pairs(kept, folds))
+
+
 def audit(
     tiles: pd.DataFrame,  # `patient, slide, x, y, label`; `path` and `sha256` for images
-    folds: pd.DataFrame | None = None,  # `fold` and `part`; None for `leave_one_patient_out`
+    folds: pd.DataFrame | None = None,  # `fold` and `part`; None for `leave_one_group_out`
     features: pd.DataFrame | None = None,  # numbers, indexed by tile; None for the source's own
-    footprint: int = 1024,  # side of a tile, slide pixels
-    seed: int = 0,  # of the folds, and of the slides that are held out to recognize patients
+    footprint: float | None = None,  # side of a tile, slide pixels; None finds it in the pixels
+    seed: int = 0,  # of the folds, and of the scans that are held out to recognize groups
+    cache_dir: str | Path | None = None,  # folder of cached results; None for no cache
+    pairs: pd.DataFrame | None = None,  # of `find_overlaps`; None finds them
 ) -> Audit:
     "Check for leakage between parts before anything is trained; raise `InputError` for odd tables."
     _check_tiles(tiles)
+    if pairs is None:
+        pairs = find_overlaps(tiles, footprint, cache_dir)
+    tiles = assign_groups(tiles, cache_dir, footprint, pairs)
     if folds is None:
-        folds = leave_one_patient_out(tiles, seed=seed)
+        folds = leave_one_group_out(tiles, seed=seed)
     _check_folds(tiles, folds)
     features = _audited_features(tiles, features)
-    content, grids = _load_thumbnails(tiles)
-    overlaps = find_overlaps(tiles, footprint)
-    duplicates = _find_near_duplicates(tiles, grids)
+    content, grids = _load_thumbnails(tiles, cache_dir=cache_dir)
+    duplicates = _find_near_duplicates(tiles, grids, ("patient", "scan", "group", "label"))
     tables = dict(
+        scans=_scan_table(tiles),
+        spellings=_find_spellings(tiles.patient),
         classes=class_counts(tiles),
         parts=_part_counts(tiles, folds),
         untrainable=find_untrainable_tasks(tiles, folds),
         shared=_find_shared(tiles, folds),
-        overlaps=overlaps.assign(across=_separated_pairs(overlaps, folds)),
+        overlaps=_overlaps_across(pairs, folds),
         duplicates=duplicates.assign(across=_separated_pairs(duplicates, folds)),
         blank=_find_blank_tiles(tiles, content),
         entanglement=_patient_entanglement(tiles, folds),
-        recognised=_patient_recognition(tiles, features, seed),
+        recognised=_group_recognition(tiles, features, seed),
     )
-    return Audit(_list_findings(tiles, folds, tables, footprint, len(content)), **tables)
+    return Audit(_list_findings(tiles, folds, tables, _has_image(tiles)), **tables)

@@ -6,6 +6,9 @@
 __all__ = ['read_tiles', 'read_unlabeled_tiles']
 
 # %% ../../nbs/data/03_tiles.ipynb #9e0fb494
+import itertools
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from osteonb.data.tcia import (
 
 # %% ../../nbs/data/03_tiles.ipynb #93fe56a4
 _REQUIRED_COLUMNS = ("path", "label", "patient", "slide")
-_OPTIONAL_COLUMNS = ("tile", "x", "y")
+_OPTIONAL_COLUMNS = ("tile", "x", "y", "scan", "group")
 # labels may be spelled as TCIA spells them or as this package does
 _LIST_LABELS = RELEASE_LABELS | {label: label for label in RELEASE_LABELS.values()}
 
@@ -42,6 +45,39 @@ def _read_list_text(
     if not len(raw):
         raise InputError(f"{file}: lists no tile; add a row for each tile")
     return raw.apply(lambda column: column.str.strip())
+
+# %% ../../nbs/data/03_tiles.ipynb #15fbdad4
+def _compose_accents(
+    name: str,
+) -> str:  # with every accent joined to its letter
+    "Write a name with one character for a letter and its accent."
+    return unicodedata.normalize("NFC", name)
+
+
+def _spelling_key(
+    name: str,  # of a patient
+) -> str:  # the same for spellings that look like one name
+    "Remove what differs between spellings of a name: case, separators, zeros before a number."
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    plain = re.sub(r"[\W_]+", " ", plain)
+    plain = re.sub(r"(?<!\d)0+(?=\d)", "", plain)
+    # a separator counts between two numbers only: "1-2" is not "12"
+    return re.sub(r"(?<!\d) | (?!\d)", "", plain)
+
+
+def _find_spellings(
+    patients: pd.Series,  # of each tile
+) -> pd.DataFrame:  # `name_a, tiles_a, name_b, tiles_b`, a row for each pair of names
+    "Find patients whose names may be two spellings of one."
+    counts = patients.value_counts().sort_index()
+    by_key = {}
+    for name in counts.index:
+        by_key.setdefault(_spelling_key(name), []).append(name)
+    rows = []
+    for names in by_key.values():
+        for a, b in itertools.combinations(names, 2):
+            rows.append((a, int(counts[a]), b, int(counts[b])))
+    return pd.DataFrame(rows, columns=["name_a", "tiles_a", "name_b", "tiles_b"])
 
 # %% ../../nbs/data/03_tiles.ipynb #afdf8d23
 def _check_list(
@@ -61,7 +97,8 @@ def _check_list(
     fix = f"wanted {', '.join(RELEASE_LABELS.values())}"
     _check_rows(file, "an unknown label", rows, unknown, fix)
     rows = line + " → " + raw.patient.map(repr)
-    wrong = ~raw.patient.str.fullmatch(r"\w[\w. -]*")
+    # a letter and its accent may be two characters, of which the second is no letter
+    wrong = ~raw.patient.map(_compose_accents).str.fullmatch(r"\w[\w. -]*")
     fix = "use letters, digits, points and dashes"
     _check_rows(file, "a patient's name that cannot name a folder", rows, wrong, fix)
     rows = line + " → " + raw.slide
@@ -99,7 +136,9 @@ def _read_list_table(
     fix = "keep one row of each, or add a unique 'tile' column"
     _check_rows(file, "a duplicate tile name", line + " → " + names, names.duplicated(), fix)
     table = raw.assign(label=raw.label.map(_LIST_LABELS), **_tile_positions(file, raw, line))
-    return table.set_index(names.rename("tile"))[["path", "patient", "slide", "x", "y", "label"]]
+    stated = [name for name in ("scan", "group") if name in raw]
+    columns = ["path", "patient", "slide", "x", "y", "label", *stated]
+    return table.set_index(names.rename("tile"))[columns]
 
 # %% ../../nbs/data/03_tiles.ipynb #75725b3b
 def _read_tile_list(

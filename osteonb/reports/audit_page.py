@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..core.errors import unknown_name_error
 from ..core.labels import CLASSES, TASKS, TITLES
+from ..data.findings import _count_noun
 from .grid.error_figures import _plot_entanglement
 from osteonb.reports.html import (
     _as_counts,
@@ -31,8 +32,8 @@ from .style import figure_to_html
 
 # %% ../../nbs/reports/05_audit_page.ipynb #bab7d057
 _AUDIT_TABLES = (
-    *("findings", "classes", "parts", "untrainable", "shared", "overlaps", "duplicates", "blank"),
-    *("entanglement", "recognised"),
+    *("findings", "scans", "spellings", "classes", "parts", "untrainable", "shared", "overlaps"),
+    *("duplicates", "blank", "entanglement", "recognised"),
 )
 
 
@@ -46,22 +47,23 @@ def _entanglement_questions(
         rows.append((row.task, question, row.patient_alone, row.majority))
     for row in tables.get("recognised", pd.DataFrame()).itertuples():
         among = TITLES.get(row.among, row.among).lower()
-        question = f"features tell the patient, {among}"
-        rows.append(("Which patient is it?", question, row.balanced_accuracy, row.chance))
+        question = f"features tell the group, {among}"
+        rows.append(("Which group is it?", question, row.balanced_accuracy, row.chance))
     return pd.DataFrame(rows, columns=["task", "question", "value", "baseline"])
 
 # %% ../../nbs/reports/05_audit_page.ipynb #030b489b
 _FINDING_TONES = {"leak": "bad", "warning": "open", "fine": "good", "not done": "soft"}
 _DETAIL_TITLES = dict(
+    spellings="Patients whose names may be two spellings of one",
     classes="Tiles of each class",
     parts="Parts of every fold",
     untrainable="Tasks that a fold cannot be trained for",
-    shared="Tiles, slides and patients in two parts",
-    overlaps="Overlapping tiles",
+    shared="Tiles, slides, scans, patients and groups in two parts",
+    overlaps="Overlapping tiles that show the same pixels or could not be compared",
     duplicates="Duplicates, exact and near",
     blank="Blank tiles",
     entanglement="How far the patient alone answers",
-    recognised="How well features tell the patient",
+    recognised="How well features tell the group",
 )
 _WORDS = {name: TITLES[name].lower() for name in (*CLASSES, *TASKS)}
 _WORD_COLUMNS = ("part", "task", "label", "label_a", "label_b")  # whose values are such names
@@ -105,6 +107,20 @@ def _audit_details(
         parts.append(_paragraph(f"Nothing to list: {'; '.join(empty)}.", "soft"))
     return "".join(parts)
 
+# %% ../../nbs/reports/05_audit_page.ipynb #0939c8c8
+def _scan_section(
+    tables: dict[str, pd.DataFrame],  # of an audit
+) -> str:  # HTML; empty where the audit has no scans
+    "Return the table of scans and groups, with a sentence that explains it."
+    scans = tables.get("scans", pd.DataFrame())
+    if not len(scans):
+        return ""
+    text = (
+        "Slide names whose tiles show the same pixels are one scan. Patients that share a scan are "
+    )
+    text += "one group. A group must not be divided between training and test data."
+    return _paragraph(text) + html_table(_readable_table(scans))
+
 # %% ../../nbs/reports/05_audit_page.ipynb #b86faef3
 def _audit_figures(
     tables: dict[str, pd.DataFrame],  # of an audit
@@ -134,7 +150,7 @@ def _audit_sections(
     tiles: pd.DataFrame | None = None,  # for the figure of classes by patient
     note: str = "",  # printed on figures
 ) -> str:
-    "Return the section of an audit: findings, figures, details."
+    "Return the section of an audit: findings, scans, figures, details."
     findings = tables.get("findings", pd.DataFrame())
     if not len(findings):
         return html_section("Audit", "No audit was made of this cohort and these folds.")
@@ -142,10 +158,14 @@ def _audit_sections(
     verdicts = ", ".join(f"{name} {counts[name]}" for name in _FINDING_TONES if name in counts)
     text = f"{len(findings)} checks before any training: {verdicts}. A check that could not be made says so."
     table = _as_counts(findings.set_index("check")[["verdict", "n", "text"]])
-    parts = [html_table(table, _FINDING_TONES), *_audit_figures(tables, tiles, note)]
+    parts = [html_table(table, _FINDING_TONES), _scan_section(tables)]
+    parts += _audit_figures(tables, tiles, note)
     return html_section("Audit", text, *parts, _audit_details(tables))
 
 # %% ../../nbs/reports/05_audit_page.ipynb #c49820c1
+_UNIT_NOUNS = dict(slide="slide name", scan="scan", patient="patient", group="group")
+
+
 def audit_report(
     tables: dict[str, pd.DataFrame],  # of an audit, by name
     output_dir: str | Path,  # the page, ends in `.html`
@@ -163,8 +183,9 @@ def audit_report(
         warnings += list(tables["findings"].query("verdict == 'leak'").text)
     subtitle = "before any training"
     if tiles is not None:
-        n_slides = tiles.slide.nunique()
-        subtitle = f"{len(tiles)} tiles, {n_slides} slides, {tiles.patient.nunique()} patients"
+        units = [name for name in ("slide", "scan", "patient", "group") if name in tiles]
+        counts = [_count_noun(tiles[name].nunique(), _UNIT_NOUNS[name]) for name in units]
+        subtitle = ", ".join([_count_noun(len(tiles), "tile"), *counts])
     note = "synthetic cohort" if is_synthetic else ""
     section = _audit_sections(tables, tiles, note)
     parts = [_page_heading(title, subtitle), warning_box(warnings), section, _RESEARCH_NOTE]
