@@ -54,7 +54,7 @@ def _find_paths(
     for path in sorted(Path(data).rglob("*")):
         if path.is_file() and (parts := parse_tile_name(path.name)):
             files.setdefault(parts["tile"], str(path.resolve()))
-    return pd.Series(files, dtype=object).reindex(tiles.index).fillna("")
+    return pd.Series(files, dtype=object).reindex(tiles.index).fillna("").astype(tiles.path.dtype)
 
 
 def _file_digest(
