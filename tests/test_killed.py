@@ -146,7 +146,7 @@ def same(folder, whole):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    "42 tiles of 64 pixels."
+    "46 tiles of 64 pixels."
     return make_cohort(tmp_path_factory.mktemp("data")/"cohort", scale=.25, size=SMALL["tile_size"], n_jobs=1)
 
 
