@@ -189,14 +189,19 @@ def _count_votes(
     return pd.concat(counted, ignore_index=True)[["i", "j", "votes", "dy", "dx"]]
 
 # %% ../../nbs/data/15_landmarks.ipynb #c3330e79
+_MIN_LANDMARKS = 8  # of a tile, for a claim
+
+
 def _join_landmarks(
     by_tile: list[_Landmarks],  # of each tile
 ) -> tuple[np.ndarray, _Landmarks]:  # the tile of each landmark; samples are (24, n)
-    "Put the landmarks of all tiles into one table."
-    tile = np.repeat(np.arange(len(by_tile)), [len(found.position) for found in by_tile])
-    position = np.concatenate([found.position for found in by_tile])
-    bright = np.concatenate([found.bright for found in by_tile])
-    samples = np.concatenate([found.samples for found in by_tile])
+    "Put the landmarks of all tiles that have enough of them into one table."
+    n_landmarks = np.array([len(found.position) for found in by_tile])
+    enough = np.repeat(n_landmarks >= _MIN_LANDMARKS, n_landmarks)
+    tile = np.repeat(np.arange(len(by_tile)), n_landmarks)[enough]
+    position = np.concatenate([found.position for found in by_tile])[enough]
+    bright = np.concatenate([found.bright for found in by_tile])[enough]
+    samples = np.concatenate([found.samples for found in by_tile])[enough]
     return tile, _Landmarks(position, bright, np.ascontiguousarray(samples.T))
 
 
