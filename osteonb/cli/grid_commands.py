@@ -121,7 +121,7 @@ def _benchmark(
     _use_device(device)
     from osteonb.core.files import write_table
     from osteonb.data.tiles import read_tiles
-    from osteonb.experiments.throughput import BENCHMARK_STEPS, device_name, run_benchmark
+    from osteonb.experiments.throughput import BENCHMARK_STEPS, _device_name, run_benchmark
     from osteonb.synthetic.cohort import make_cohort
 
     for step in steps.split(","):
@@ -134,7 +134,7 @@ def _benchmark(
         tiles = read_tiles(make_cohort(Path(folder) / "cohort", scale=0.2, n_jobs=n_jobs))[0]
         cache = Path(folder) / "cache"
         table = run_benchmark(config, tiles, cache, n_tiles, tuple(steps.split(",")), rounds)
-    typer.echo(device_name())
+    typer.echo(_device_name())
     _print_table(table)
     if out:
         write_table(table.reset_index().set_index("step"), out)

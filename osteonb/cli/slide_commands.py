@@ -64,12 +64,12 @@ def _analyze_folder(
 ) -> bool:  # whether every slide could be analyzed
     "Analyze a folder of slides; print a line for each, and what known slides say."
     from osteonb.slides.analysis import analyze_slides
-    from osteonb.slides.shift import check_known_ratios
+    from osteonb.slides.shift import _check_known_ratios
 
     owners = _values_by_slide(patients, "patient") if patients else None
     ratios = _values_by_slide(known, "ratio") if known else {}
     if ratios:
-        check_known_ratios(ratios, slides)  # before hours of work
+        _check_known_ratios(ratios, slides)  # before hours of work
     table = analyze_slides(slides, model, out, owners, **settings)
     _print_table(table.drop(columns="reason"))
     failed = table.reason[table.reason != ""]

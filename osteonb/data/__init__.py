@@ -19,7 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "hold_out_group",
             "leave_one_group_out",
             "leave_one_patient_out",
-            "random_slide_folds",
             "random_tile_folds",
         ],
         "overlaps": ["assign_groups", "find_overlaps"],

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.cache import _RowCache
+from ..core.cache import compute_table_rows
 from ..core.errors import InputError
 from .images import _IMAGE_FORMATS
 
@@ -142,6 +142,7 @@ def _compare_pairs(
 # %% ../../nbs/data/13_comparison.ipynb #bc79a27b
 _COMPARISON_VERSION = 1  # change it where the same files and offsets give other correlations
 _COMPARED_COLUMNS = ["correlation", "detail"]
+_PAIRS_TO_STORE = 5000  # comparisons after which they are written
 
 
 def _comparison_keys(
@@ -166,14 +167,12 @@ def _compare_cached(
     "Look up the comparisons that are known; compute and store the others."
     if cache_dir is None or not len(pairs):
         return _compare_pairs(tiles, pairs, offsets)
-    cache = _RowCache(cache_dir, dict(what="comparisons", version=_COMPARISON_VERSION))
-    keys = _comparison_keys(tiles, pairs, offsets)
-    known = cache.load().reindex(columns=_COMPARED_COLUMNS)
-    missing = np.flatnonzero(~keys.isin(known.index))
-    if len(missing):
-        values = _compare_pairs(tiles, pairs[missing], offsets[missing])
-        new = pd.DataFrame(values, keys.iloc[missing], _COMPARED_COLUMNS)
-        cache.write_settings()
-        cache.add(keys.iloc[missing], new)
-        known = pd.concat([known, new]) if len(known) else new
-    return known[~known.index.duplicated()].loc[keys].to_numpy(float)
+    settings = dict(what="comparisons", version=_COMPARISON_VERSION)
+    comparisons = _comparison_keys(tiles, pairs, offsets).to_frame("sha256")
+
+    def compute(some: pd.DataFrame, groups: list) -> dict[str, pd.DataFrame]:
+        values = _compare_pairs(tiles, pairs[some.index], offsets[some.index])
+        return {"pairs": pd.DataFrame(values, some.index, _COMPARED_COLUMNS)}
+
+    rows = compute_table_rows(cache_dir, {"pairs": settings}, comparisons, compute, _PAIRS_TO_STORE)
+    return rows["pairs"].to_numpy(float)

@@ -12,7 +12,6 @@ import pandas as pd
 
 from ..core.errors import unknown_name_error
 from ..core.labels import CLASSES, TASKS, TITLES
-from ..data.findings import _count_noun
 from .grid.error_figures import _plot_entanglement
 from osteonb.reports.html import (
     _as_counts,
@@ -166,6 +165,14 @@ def _audit_sections(
 _UNIT_NOUNS = dict(slide="slide name", scan="scan", patient="patient", group="group")
 
 
+def _describe_count(
+    n: int,  # how many
+    noun: str,  # of what, singular
+) -> str:  # such as "1 scan" or "3 scans"
+    "Write a number and its noun."
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def audit_report(
     tables: dict[str, pd.DataFrame],  # of an audit, by name
     output_dir: str | Path,  # the page, ends in `.html`
@@ -184,8 +191,8 @@ def audit_report(
     subtitle = "before any training"
     if tiles is not None:
         units = [name for name in ("slide", "scan", "patient", "group") if name in tiles]
-        counts = [_count_noun(tiles[name].nunique(), _UNIT_NOUNS[name]) for name in units]
-        subtitle = ", ".join([_count_noun(len(tiles), "tile"), *counts])
+        counts = [_describe_count(tiles[name].nunique(), _UNIT_NOUNS[name]) for name in units]
+        subtitle = ", ".join([_describe_count(len(tiles), "tile"), *counts])
     note = "synthetic cohort" if is_synthetic else ""
     section = _audit_sections(tables, tiles, note)
     parts = [_page_heading(title, subtitle), warning_box(warnings), section, _RESEARCH_NOTE]

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reader": ["Slide", "open_slide"],
         "necrosis": ["huvos_grade", "necrosis_ratio"],
         "report": ["SlideResult"],
-        "shift": ["calibrate_shift", "check_known_ratios"],
+        "shift": ["calibrate_shift"],
         "analysis": ["analyze_slide", "analyze_slides"],
     },
 )
