@@ -12,7 +12,6 @@ import pandas as pd
 
 from ..core.errors import unknown_name_error
 from ..core.labels import CLASSES, TASKS, TITLES
-from ..data.findings import _count_noun
 from .grid.error_figures import _plot_entanglement
 from osteonb.reports.html import (
     _as_counts,
@@ -166,6 +165,15 @@ def _audit_sections(
 _UNIT_NOUNS = dict(slide="slide name", scan="scan", patient="patient", group="group")
 
 
+def _count_units(
+    tiles: pd.DataFrame,  # with `slide` and `patient`, perhaps `scan` and `group`
+) -> str:  # such as "3 tiles, 2 slide names, 1 scan, 1 patient, 1 group"
+    "Count tiles and what they belong to."
+    counts = {"tile": len(tiles)}
+    counts |= {noun: tiles[name].nunique() for name, noun in _UNIT_NOUNS.items() if name in tiles}
+    return ", ".join(f"{n} {noun}{'' if n == 1 else 's'}" for noun, n in counts.items())
+
+
 def audit_report(
     tables: dict[str, pd.DataFrame],  # of an audit, by name
     output_dir: str | Path,  # the page, ends in `.html`
@@ -183,9 +191,7 @@ def audit_report(
         warnings += list(tables["findings"].query("verdict == 'leak'").text)
     subtitle = "before any training"
     if tiles is not None:
-        units = [name for name in ("slide", "scan", "patient", "group") if name in tiles]
-        counts = [_count_noun(tiles[name].nunique(), _UNIT_NOUNS[name]) for name in units]
-        subtitle = ", ".join([_count_noun(len(tiles), "tile"), *counts])
+        subtitle = _count_units(tiles)
     note = "synthetic cohort" if is_synthetic else ""
     section = _audit_sections(tables, tiles, note)
     parts = [_page_heading(title, subtitle), warning_box(warnings), section, _RESEARCH_NOTE]
