@@ -165,12 +165,13 @@ def _audit_sections(
 _UNIT_NOUNS = dict(slide="slide name", scan="scan", patient="patient", group="group")
 
 
-def _describe_count(
-    n: int,  # how many
-    noun: str,  # of what, singular
-) -> str:  # such as "1 scan" or "3 scans"
-    "Write a number and its noun."
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def _count_units(
+    tiles: pd.DataFrame,  # with `slide` and `patient`, perhaps `scan` and `group`
+) -> str:  # such as "3 tiles, 2 slide names, 1 scan, 1 patient, 1 group"
+    "Count tiles and what they belong to."
+    counts = {"tile": len(tiles)}
+    counts |= {noun: tiles[name].nunique() for name, noun in _UNIT_NOUNS.items() if name in tiles}
+    return ", ".join(f"{n} {noun}{'' if n == 1 else 's'}" for noun, n in counts.items())
 
 
 def audit_report(
@@ -190,9 +191,7 @@ def audit_report(
         warnings += list(tables["findings"].query("verdict == 'leak'").text)
     subtitle = "before any training"
     if tiles is not None:
-        units = [name for name in ("slide", "scan", "patient", "group") if name in tiles]
-        counts = [_describe_count(tiles[name].nunique(), _UNIT_NOUNS[name]) for name in units]
-        subtitle = ", ".join([_describe_count(len(tiles), "tile"), *counts])
+        subtitle = _count_units(tiles)
     note = "synthetic cohort" if is_synthetic else ""
     section = _audit_sections(tables, tiles, note)
     parts = [_page_heading(title, subtitle), warning_box(warnings), section, _RESEARCH_NOTE]
