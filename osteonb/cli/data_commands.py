@@ -148,7 +148,7 @@ def _audit(
     make_folds = dict(
         group=splits.leave_one_group_out,
         patient=splits.leave_one_patient_out,
-        slide=splits.random_slide_folds,
+        slide=splits._random_slide_folds,
         tile=splits.random_tile_folds,
     )
     if split not in make_folds:

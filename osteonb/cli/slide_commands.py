@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/cli/06_slide_commands.ipynb #754d018e
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,24 +16,40 @@ from ..core.errors import InputError
 
 # %% ../../nbs/cli/06_slide_commands.ipynb #e5fe7fc1
 def _values_by_slide(
-    file: Path,  # a CSV whose first column is `slide`
+    file: Path,  # a CSV with `slide` and the column
     column: str,  # the column that is wanted
-) -> dict[str, Any]:  # slide's file name -> its value
+) -> dict[str, str]:  # slide's file name -> its value, as it is written
     "Read what is known of each slide; raise `InputError` where a column or a value is missing."
-    from osteonb.core.files import read_table
+    from osteonb.data.tcia import _read_csv
 
-    table = read_table(file, [column])
-    if table.index.name != "slide":
-        raise InputError(
-            f"{file}: the first column is {table.index.name!r}, wanted 'slide', the file's name"
-        )
-    if not len(table):
+    as_text = dict(dtype=str, keep_default_na=False)  # a patient 007 is not 7
+    table = _read_csv(file, ("slide", column), f"wanted slide and {column}", **as_text)
+    values = table[["slide", column]].apply(lambda texts: texts.str.strip())
+    if not len(values):
         raise InputError(f"{file}: lists no slide")
-    if table.index.has_duplicates:
-        raise InputError(f"{file}: duplicate slide {table.index[table.index.duplicated()][0]}")
-    if table[column].isna().any():
-        raise InputError(f"{file}: no {column} for {table.index[table[column].isna()][0]}")
-    return table[column].to_dict()
+    twice = values.slide[values.slide.duplicated()]
+    if len(twice):
+        raise InputError(f"{file}: duplicate slide {twice.iloc[0]}")
+    blank = (values == "").any(axis=1)
+    if blank.any():
+        line = values.index[blank][0] + 2
+        raise InputError(f"{file}: line {line} has no slide or no {column}; fill it in")
+    return dict(zip(values.slide, values[column]))
+
+
+def _known_ratios(
+    file: Path,  # a CSV with `slide` and `ratio`
+) -> dict[str, float]:  # slide's file name -> its known ratio
+    "Read the known ratio of each slide; raise `InputError` where one is no number."
+    ratios = {}
+    for slide, text in _values_by_slide(file, "ratio").items():
+        try:
+            ratios[slide] = float(text)
+        except ValueError:
+            raise InputError(
+                f"{file}: ratio {text!r} of {slide} is no number from 0 to 1"
+            ) from None
+    return ratios
 
 # %% ../../nbs/cli/06_slide_commands.ipynb #1d556996
 def _print_shift(
@@ -67,7 +83,7 @@ def _analyze_folder(
     from osteonb.slides.shift import _check_known_ratios
 
     owners = _values_by_slide(patients, "patient") if patients else None
-    ratios = _values_by_slide(known, "ratio") if known else {}
+    ratios = _known_ratios(known) if known else {}
     if ratios:
         _check_known_ratios(ratios, slides)  # before hours of work
     table = analyze_slides(slides, model, out, owners, **settings)

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "permutation_importance",
         ],
         "checks": ["masking_check", "sanity_check"],
-        "figures": ["_gate_table"],
+        "figures": ["gate_table"],
         "report": ["explain_tile", "explain_tiles"],
     },
 )

@@ -29,7 +29,7 @@ from ..experiments.pipeline import compute_run_features, predict_tiles, read_uns
 from .attribution import _EndToEndModel, _import_captum, _tasks_of_head
 from .checks import masking_check
 from .feature_words import _describe_feature
-from .figures import _explain, _Explanation, _missing_parts, _plot_tree, _gate_table
+from .figures import _explain, _Explanation, _missing_parts, _plot_tree, gate_table
 from osteonb.explain.sections import (
     _NOT_TRUTH,
     _contributions_section,
@@ -254,7 +254,7 @@ def _index_sections(
         table = html_table(check.reset_index().set_index("task"), tones)
         sections.append(html_section("Do the maps matter?", _MATTERS, table))
     if predictions.gate_image.notna().any():
-        table = html_table(_gate_table(predictions).reset_index().set_index("patient"))
+        table = html_table(gate_table(predictions).reset_index().set_index("patient"))
         text = "The gate's weight on the image: mean, and the 10th and 90th percentile."
         sections.append(html_section("Which side", text, table))
     if contributions is not None:
