@@ -16,8 +16,8 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import InputError, abbreviate
 from .comparison import _shows_same_pixels
-from .content import _find_same_content
-from .copies import _has_image
+from .copies import _has_image, _load_thumbnails
+from .landmarks import _find_similar_pairs, _GRID_SIDE
 from osteonb.data.positions import (
     _compare_near,
     _count_near_pairs,
@@ -94,9 +94,9 @@ def _candidate_pairs(
     if _count_near_pairs(corners, footprint) <= _MAX_PAIRS_PER_TILE * len(tiles):
         return _near_pairs(corners, footprint)
     with_image = tiles[_has_image(tiles)]
-    same = _find_same_content(with_image, cache_dir)
+    same = _find_similar_pairs(_load_thumbnails(with_image, cache_dir=cache_dir)[1])
     slides = with_image.slide.to_numpy(object)
-    links = zip(slides[same.a.astype(int)], slides[same.b.astype(int)])
+    links = zip(slides[same.i.astype(int)], slides[same.j.astype(int)])
     joined = _join_names(sorted(set(tiles.slide)), list(links))
     return _near_pairs_within(corners, tiles.slide.map(joined).to_numpy(), footprint)
 
@@ -146,16 +146,18 @@ def _search_unplaced(
     footprint: float,  # side of a tile, slide pixels
     cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as `_compare_placed` returns them
-    "Search by content for pairs of which at least one tile has no position."
+    "Search by landmarks for pairs of which at least one tile has no position."
     with_image = np.flatnonzero(_has_image(tiles))
     unplaced = tiles[["x", "y"]].isna().any(axis=1).to_numpy()
     if not unplaced[with_image].any():
         return np.empty((0, 2), int), np.empty((0, 2)), np.empty((0, 2))
-    found = _find_same_content(tiles.iloc[with_image], cache_dir)
-    pairs = with_image[found[["a", "b"]].to_numpy(int)]
+    grids = _load_thumbnails(tiles.iloc[with_image], cache_dir=cache_dir)[1]
+    found = _find_similar_pairs(grids)
+    pairs = with_image[found[["i", "j"]].to_numpy(int)]
     new = unplaced[pairs].any(1)
-    offsets = found[["dx", "dy"]].to_numpy(float) * footprint
-    compared = found[["correlation", "detail"]].to_numpy(float)
+    offsets = found[["dx", "dy"]].to_numpy(float) * footprint / _GRID_SIDE
+    texture = found.correlation.to_numpy(float)  # holds no slow changes, so it is the detail too
+    compared = np.stack([texture, texture], axis=1)
     return pairs[new], offsets[new], compared[new]
 
 
