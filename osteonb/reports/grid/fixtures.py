@@ -15,6 +15,7 @@ import pandas as pd
 
 from ...core.files import folder_lock, write_json, write_table
 from ...core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
+from ...data.overlaps import assign_groups
 from ...data.tcia import read_release
 from ...evaluation.bootstrap import intervals
 from osteonb.evaluation.calibration import (
@@ -54,18 +55,18 @@ def _grid_run_answers(
     tiles: pd.DataFrame,  # of the cohort
     variant: str,  # of `_VARIANT_SETTINGS`
     split: str,  # `group` or `tile`
-    fold: str,  # a patient, or "1" to "5"
+    fold: str,  # a group, or "1" to "5"
     seed: int,  # of the grid run
     rng: np.random.Generator,  # source of random numbers
 ) -> pd.DataFrame:  # predictions of test tiles and of a quarter of the others
     "Draw the predictions of one grid run."
     number = np.arange(len(tiles))
-    test = (tiles.patient == fold).to_numpy() if split == "group" else number % 5 == int(fold) - 1
+    test = (tiles.group == fold).to_numpy() if split == "group" else number % 5 == int(fold) - 1
     asked = tiles[test | (number % 4 == 0)]
     true = asked.label.to_numpy(dtype=object)[:, None] == np.array(CLASSES)
     strength = _VARIANT_STRENGTHS[variant] * (2.2 if split == "tile" else 1.5)
     z = np.exp(rng.normal(0, 0.9, (len(asked), 3)) + true * strength)
-    table = asked[["patient", "slide", "label"]].assign(
+    table = asked[["patient", "slide", "scan", "group", "label"]].assign(
         variant=variant, split=split, fold=fold, seed=seed
     )
     table["part"] = np.where(test[test | (number % 4 == 0)], "test", "valid")
@@ -80,7 +81,7 @@ def _grid_run_answers(
 def _grid_run_history(
     variant: str,  # of `_VARIANT_SETTINGS`
     split: str,  # `group` or `tile`
-    fold: str,  # a patient, or "1" to "5"
+    fold: str,  # a group, or "1" to "5"
     seed: int,  # of the grid run
     rng: np.random.Generator,  # source of random numbers
 ) -> pd.DataFrame:  # a row for each epoch
@@ -104,10 +105,10 @@ def _example_findings() -> pd.DataFrame:  # `check, verdict, n, text`
     leak = "One pair of tiles shows the same tissue in training and test of fold Case-904."
     rows = [
         ("tiles in two parts", "fine", 0, "No tile is in two parts of a fold."),
-        ("slides in two parts", "fine", 0, "No slide is in two parts of a fold."),
+        ("scans in two parts", "fine", 0, "No scan is in two parts of a fold."),
         ("near duplicates", "leak", 1, leak),
         ("blank tiles", "warning", 2, "Two tiles are nearly blank."),
-        ("features tell patient", "not done", 0, "No features were handed in."),
+        ("features tell group", "not done", 0, "No features were handed in."),
     ]
     return pd.DataFrame(rows, columns=["check", "verdict", "n", "text"])
 
@@ -118,7 +119,7 @@ def _example_suspects(
     "Return tables of near-duplicate and of blank tiles."
     first = tiles.iloc[0]
     last = tiles.iloc[-1]
-    pair = dict(tile_a=first.name, tile_b=last.name, kind="near", distance=0.06)
+    pair = dict(tile_a=first.name, tile_b=last.name, kind="near", share=0.75, correlation=0.97)
     pair |= dict(patient_a=first.patient, patient_b=last.patient, slide_a="C11", slide_b="C12")
     pair |= dict(label_a="viable", label_b="viable", across="train and test in fold Case-904")
     blank = tiles[:2][["patient", "slide", "label"]]
@@ -129,12 +130,12 @@ def _example_suspects(
 
 # %% ../../../nbs/reports/grid/11_fixtures.ipynb #11d8660d
 _OVERLAP_COLUMNS = (
-    *("tile_a", "tile_b", "slide", "dx", "dy", "share"),
-    *("label_a", "label_b", "across"),
+    *("tile_a", "tile_b", "slide_a", "slide_b", "patient_a", "patient_b", "dx", "dy"),
+    *("share", "correlation", "same", "label_a", "label_b", "across"),
 )
 _ENTANGLEMENT_COLUMNS = ("fold", "task", "n", "patient_alone", "majority", "reason")
 _RECOGNITION_COLUMNS = (
-    *("among", "n", "patients", "slides"),
+    *("among", "n", "groups", "scans"),
     *("balanced_accuracy", "chance", "reason"),
 )
 
@@ -146,6 +147,7 @@ def _example_audit(
     counts = pd.crosstab(tiles.patient, tiles.label).reindex(columns=list(CLASSES), fill_value=0)
     parts = [dict(fold=p, part="test", patients=1, slides=3, **row) for p, row in counts.iterrows()]
     counts = pd.concat([counts, counts.sum().to_frame("all").T]).rename_axis("patient")
+    scans = tiles.groupby("scan").agg(group=("group", "first"), all=("group", "size"))
     entangled = [
         (SYNTHETIC_TEST_PATIENT, "tumor", 30, 0.73, 0.6, ""),
         (SYNTHETIC_TEST_PATIENT, "viability", 18, 0.94, 0.56, ""),
@@ -154,10 +156,12 @@ def _example_audit(
     recognized = [
         ("all classes", 42, 4, 12, 0.71, 0.25, ""),
         ("viable", 12, 2, 5, 0.8, 0.5, ""),
-        ("non_viable", 9, 1, 3, np.nan, np.nan, "only one patient has enough slides"),
+        ("non_viable", 9, 1, 3, np.nan, np.nan, "only one group has enough scans"),
     ]
     return dict(
         findings=_example_findings(),
+        scans=scans,
+        spellings=pd.DataFrame(columns=["name_a", "tiles_a", "name_b", "tiles_b"]),
         classes=counts.assign(all=counts.sum(axis=1)),
         parts=pd.DataFrame(parts),
         untrainable=pd.DataFrame(columns=["fold", "task", "reason"]),
@@ -345,7 +349,8 @@ def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     "Make up the tables of a grid on a synthetic cohort."
     rng = np.random.default_rng(0)
     tiles, excluded = read_release(small_cohort(0.9, 64), tile_size=64, n_jobs=1)
-    folds = dict(group=sorted(tiles.patient.unique()), tile=list("12345"))
+    tiles = assign_groups(tiles)
+    folds = dict(group=sorted(tiles.group.unique()), tile=list("12345"))
     runs, lost = _example_grid_runs(folds)
     predictions = pd.concat([_grid_run_answers(tiles, *run, rng) for run in runs])
     predictions = predictions.rename_axis("tile")
