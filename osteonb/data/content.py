@@ -128,13 +128,15 @@ def _pair_equal(
     "Pair the positions of equal numbers, unless too many are equal."
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))[: len(ranked)]
+    size = np.diff(np.append(starts, len(ranked)))
+    paired = np.repeat((size > 1) & (size <= _MAX_BUCKET), size)
+    order, ranked = order[paired], ranked[paired]
     pairs = [np.empty((0, 2), int)]
     for step in range(1, _MAX_BUCKET):
         equal = np.flatnonzero(ranked[step:] == ranked[:-step])
         pairs.append(np.stack([order[equal], order[equal + step]], axis=1))
-    size = pd.Series(hashes).groupby(hashes).transform("size").to_numpy()
-    found = np.concatenate(pairs)
-    return found[size[found[:, 0]] <= _MAX_BUCKET]
+    return np.concatenate(pairs)
 
 # %% ../../nbs/data/15_content.ipynb #33138d6d
 _OFFSET_BIN = 6  # pixels within which offsets agree
