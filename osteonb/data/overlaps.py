@@ -22,6 +22,7 @@ from osteonb.data.positions import (
     _compare_near,
     _count_near_pairs,
     _find_footprint,
+    _link_places,
     _near_pairs,
     _near_pairs_within,
     _shared_area,
@@ -81,7 +82,7 @@ def _join_names(
     return dict(zip(names, pd.factorize(component)[0].tolist()))
 
 # %% ../../nbs/data/07_overlaps.ipynb #58493cc8
-_MAX_PAIRS_PER_TILE = 16  # the release has 1.6
+_MAX_PAIRS_PER_TILE = 8  # the release has 1.6
 
 
 def _candidate_pairs(
@@ -94,10 +95,8 @@ def _candidate_pairs(
     if _count_near_pairs(corners, footprint) <= _MAX_PAIRS_PER_TILE * len(tiles):
         return _near_pairs(corners, footprint)
     with_image = tiles[_has_image(tiles)]
-    same = _find_similar_pairs(_load_thumbnails(with_image, cache_dir=cache_dir)[1])
-    slides = with_image.slide.to_numpy(object)
-    links = zip(slides[same.i.astype(int)], slides[same.j.astype(int)])
-    joined = _join_names(sorted(set(tiles.slide)), list(links))
+    slides = with_image.slide.to_numpy(object)[_link_places(with_image, footprint, cache_dir)]
+    joined = _join_names(sorted(set(tiles.slide)), slides.tolist())
     return _near_pairs_within(corners, tiles.slide.map(joined).to_numpy(), footprint)
 
 # %% ../../nbs/data/07_overlaps.ipynb #fc0cc50d

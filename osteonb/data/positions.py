@@ -6,14 +6,21 @@
 __all__ = []
 
 # %% ../../nbs/data/14_positions.ipynb #040448cf
+import itertools
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from .comparison import _compare_cached, _shows_same_pixels, _sort_by_place
+from osteonb.data.comparison import (
+    _compare_cached,
+    _read_gray,
+    _shows_same_pixels,
+    _sort_by_place,
+)
 from .copies import _has_image
 from .images import _IMAGE_FORMATS
 
@@ -96,6 +103,104 @@ def _compare_near(
     return compared
 
 # %% ../../nbs/data/14_positions.ipynb #dae9a989
+_CELLS = 16  # in a footprint
+_BLOCK = 4  # cells
+_BLOCK_BITS = 24
+_MIN_BLOCK_DEVIATION = 2.0  # gray levels; a flatter block has no hash
+_MAX_PLACE = 2**19  # rows and columns of the grid
+_BRIGHTER, _DARKER = (
+    np.random.default_rng(0)
+    .permutation(  # cells of a block that are compared
+        list(itertools.permutations(range(_BLOCK**2), 2))
+    )[:_BLOCK_BITS]
+    .T
+)
+_BIT_WEIGHTS = 2.0 ** np.arange(_BLOCK_BITS)
+
+
+def _mean_cells(
+    gray: np.ndarray,  # (side, side) gray levels
+    start: np.ndarray,  # (2,) x and y of the first whole cell, pixels of the tile
+) -> np.ndarray:  # (15, 15)
+    "Average the gray levels in the cells of the grid that lie inside a tile."
+    edges = start[:, None] + np.arange(_CELLS) * len(gray) / _CELLS
+    columns, rows = np.rint(edges).astype(int)
+    inside = gray[rows[0] : rows[-1], columns[0] : columns[-1]].astype(np.float32)
+    sums = np.add.reduceat(inside, columns[:-1] - columns[0], axis=1)
+    sums = np.add.reduceat(sums, rows[:-1] - rows[0], axis=0)
+    return sums / np.outer(np.diff(rows), np.diff(columns))
+
+
+def _hash_places(
+    path: str | Path,  # of a tile
+    corner: np.ndarray,  # (2,) x and y, slide pixels
+    footprint: float,  # side of a tile, slide pixels
+) -> np.ndarray:  # (n,) int64, at most 36
+    "Hash what the blocks of a tile look like, together with their place on the slide."
+    gray = _read_gray(path)
+    if min(gray.shape) < _CELLS:
+        return np.empty(0, np.int64)
+    cell = footprint / _CELLS
+    first = np.ceil(corner / cell)
+    means = _mean_cells(gray, (first * cell - corner) * len(gray) / footprint)
+    blocks = np.lib.stride_tricks.sliding_window_view(means, (_BLOCK, _BLOCK))
+    skip_column, skip_row = first.astype(int) % 2  # blocks begin at even rows and columns
+    blocks = blocks[skip_row::2, skip_column::2]
+    flat = blocks.reshape(*blocks.shape[:2], -1)
+    is_brighter = flat[..., _BRIGHTER] > flat[..., _DARKER]
+    look = is_brighter.astype(float) @ _BIT_WEIGHTS
+    column, row = (np.ceil(first / 2)[:, None].astype(int) + np.arange(len(look))) % _MAX_PLACE
+    places = row[:, None] * _MAX_PLACE + column
+    textured = flat.std(-1) >= _MIN_BLOCK_DEVIATION
+    return (places * 2**_BLOCK_BITS + look.astype(np.int64))[textured]
+
+# %% ../../nbs/data/14_positions.ipynb #4f3ded6c
+_MAX_BUCKET = 30  # places of one hash
+
+
+def _pair_equal(
+    hashes: np.ndarray,  # (k,)
+) -> np.ndarray:  # (m, 2) positions i < j
+    "Pair the positions of equal numbers, unless too many are equal."
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))[: len(ranked)]
+    size = np.diff(np.append(starts, len(ranked)))
+    paired = np.repeat((size > 1) & (size <= _MAX_BUCKET), size)
+    order, ranked = order[paired], ranked[paired]
+    pairs = [np.empty((0, 2), int)]
+    for step in range(1, _MAX_BUCKET):
+        equal = np.flatnonzero(ranked[step:] == ranked[:-step])
+        pairs.append(np.stack([order[equal], order[equal + step]], axis=1))
+    return np.concatenate(pairs)
+
+# %% ../../nbs/data/14_positions.ipynb #6e233113
+_TILES_AT_ONCE = 128  # hashed by one thread
+
+
+def _link_places(
+    tiles: pd.DataFrame,  # with `path`, `x`, `y`; every tile has an image
+    footprint: float,  # side of a tile, slide pixels
+    cache_dir: str | Path | None = None,  # folder shared by runs; None keeps nothing
+) -> np.ndarray:  # (n, 2) positions i < j
+    "Find most of the pairs of tiles that show the same pixels, however many lie near each other."
+    corners = tiles[["x", "y"]].to_numpy(float)
+    placed = np.flatnonzero(np.isfinite(corners).all(1))
+    paths = tiles.path.to_numpy(object)
+
+    def hash_some(some: np.ndarray) -> list[np.ndarray]:
+        return [_hash_places(paths[i], corners[i], footprint) for i in some]
+
+    blocks = np.array_split(placed, len(placed) // _TILES_AT_ONCE + 1)
+    done = joblib.Parallel(n_jobs=-1, prefer="threads")(map(joblib.delayed(hash_some), blocks))
+    hashes = list(itertools.chain.from_iterable(done))
+    tile = np.repeat(placed, [len(of_tile) for of_tile in hashes])
+    equal = _pair_equal(np.concatenate([np.empty(0, np.int64), *hashes]))
+    pairs = np.unique(np.sort(tile[equal], axis=1), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    return pairs[_shows_same_pixels(*_compare_near(tiles, pairs, footprint, cache_dir).T)]
+
+# %% ../../nbs/data/14_positions.ipynb #68c760f6
 _MAX_ANCHORS = 512  # tiles whose neighbors are looked up
 _SAMPLED_PAIRS = 64  # compared at each footprint
 _MIN_SAMPLED_SHARE = 0.1  # of a tile's area, of the pairs that are compared
@@ -131,7 +236,7 @@ def _sample_pairs(
     drawn = drawn[np.argsort(drawn[:, 0], kind="stable")]  # one slide first
     return drawn[:_SAMPLED_PAIRS, 1:]
 
-# %% ../../nbs/data/14_positions.ipynb #6e233113
+# %% ../../nbs/data/14_positions.ipynb #82559e20
 _FOOTPRINT_FACTORS = (1, 2, 4, 8, 16, 1 / 2, 1 / 4)  # slide pixels in a pixel of the tile
 
 
