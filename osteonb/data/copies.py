@@ -129,7 +129,6 @@ def _find_blank_tiles(
 
 # %% ../../nbs/data/08_copies.ipynb #265a9115
 _MAX_LINKS = 8  # pairs of a tile with later copies of the same file
-_COPY_SHARE = 0.5  # fraction of a tile that two near copies share, at least
 
 
 def _find_exact_pairs(
@@ -157,7 +156,7 @@ def _find_near_duplicates(
     rows = [(i, j, "exact", 1.0, 1.0) for i, j in exact]
     digests = chosen.get("sha256", pd.Series(dtype=str)).to_numpy()
     for row in _find_similar_pairs(grids).itertuples():
-        if row.share >= _COPY_SHARE and digests[row.i] != digests[row.j]:
+        if digests[row.i] != digests[row.j]:
             rows.append((row.i, row.j, "near", row.share, row.correlation))
     found = pd.DataFrame(rows, columns=["i", "j", "kind", "share", "correlation"])
     found = found.astype(dict(i=int, j=int, share=float, correlation=float))

@@ -164,7 +164,7 @@ def _match_keys(
     return np.repeat(start, n_matches) + step, query
 
 # %% ../../nbs/data/15_landmarks.ipynb #7f1f0f46
-_MIN_SHARE = 0.1  # fraction of a tile that is shared, below which nothing is claimed
+_MIN_SHARE = 0.5  # fraction of a tile that is shared, below which nothing is claimed
 _MIN_VOTES = 2  # landmarks that must agree in their offset
 _BIN_CELLS = 4  # offsets agree within this many cells
 

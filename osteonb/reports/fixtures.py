@@ -51,14 +51,17 @@ _CLASS_COUNTS = {
 
 def _example_tiles(
     counts: dict[str, tuple] = _CLASS_COUNTS,  # patient -> tiles of each class
-) -> pd.DataFrame:  # indexed by tile: `patient, slide, label`
-    "Return a list of tiles without images."
+) -> pd.DataFrame:  # indexed by tile: `patient, slide, scan, group, label`
+    "Return a list of tiles without images; each slide is a scan, and each patient a group."
     rows = []
     for patient, numbers in counts.items():
         for k, label in enumerate(np.repeat(CLASSES, numbers)):
             slide = f"{patient}-A{k % 4}"
             rows.append((f"{slide}-{k}-0", patient, slide, label))
-    return pd.DataFrame(rows, columns=["tile", "patient", "slide", "label"]).set_index("tile")
+    table = pd.DataFrame(rows, columns=["tile", "patient", "slide", "label"]).set_index("tile")
+    table.insert(2, "scan", table.slide)
+    table.insert(3, "group", table.patient)
+    return table
 
 
 def _example_features(
