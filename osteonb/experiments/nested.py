@@ -124,7 +124,7 @@ def _choose_candidate(
     cache_dir: str | Path | None = None,
     n: int = 3,  # inner folds
 ) -> pd.DataFrame:  # a row for each: `candidate`, `score`, `standard_error`, `chosen`
-    "Choose the first candidate within one standard error of the best; raise `InputError` for none."
+    "Choose the first candidate within one standard error of the best; raise `InputError` without a score."
     if not candidates:
         raise InputError("candidates: none; list at least one set of settings")
     inner = _inner_folds(tiles, folds, n, candidates[0].training.seed)
@@ -134,6 +134,9 @@ def _choose_candidate(
     inside = tiles.loc[inner[0].index]
     rows = [_inner_score(config, inside, inner, features, cache_dir) for config in candidates]
     table[["score", "standard_error"]] = np.array(rows)
+    if table.score.isna().all():
+        reason = "the inner folds lack a class, so no candidate has a score"
+        raise InputError(f"nested selection: {reason}; give one candidate, or more groups")
     best = table.loc[table.score.idxmax()]
     near = table.score >= best.score - best.standard_error
     return table.assign(chosen=table.index == near.idxmax())
