@@ -15,6 +15,8 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..core.cache import compute_table_rows
 from ..core.errors import InputError
@@ -117,10 +119,13 @@ def _sort_by_place(
     pairs: np.ndarray,  # (m, 2) positions in the table
     strip_width: float,  # in the units of the corners
 ) -> np.ndarray:  # (m,) order in which pairs of neighboring tiles follow each other
-    "Return an order of pairs: in vertical strips, from top to bottom."
+    "Return an order of pairs: tiles linked by pairs together, in strips from top to bottom."
+    links = (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1]))
+    graph = coo_array(links, shape=(len(corners), len(corners)))
+    part = connected_components(graph, directed=False)[1]
     strip = corners[:, 0] // strip_width
     rank = np.empty(len(corners), int)
-    rank[np.lexsort((corners[:, 1], strip))] = np.arange(len(corners))
+    rank[np.lexsort((corners[:, 1], strip, part))] = np.arange(len(corners))
     ranks = np.sort(rank[pairs], axis=1)
     return np.lexsort((ranks[:, 1], ranks[:, 0]))
 
