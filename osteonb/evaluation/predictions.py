@@ -104,8 +104,8 @@ def check_predictions(
 ) -> None:
     "Raise an `InputError` that says what is wrong with which tiles, if anything is."
     _raise_for_columns(predictions, _PREDICTION_COLUMNS)
-    for column in _PREDICTION_COLUMNS:
-        if isinstance(predictions[column], pd.DataFrame):
+    for column in (*_PREDICTION_COLUMNS, "slide", "scan", "group"):
+        if isinstance(predictions.get(column), pd.DataFrame):
             raise InputError(f"predictions: duplicate column {column!r}; keep one of them")
     if not (predictions.part == "test").any():
         raise InputError("predictions: no row of part 'test'; there is nothing to evaluate")
