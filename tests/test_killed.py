@@ -65,7 +65,7 @@ def embedding(folder, data):
 def training(folder, data, **settings):
     from osteonb.core.config import configure
     from osteonb.experiments.pipeline import train_run
-    train_run(folder/"run", configure(**SMALL | dict(test_group="Case-904") | settings), data, folder/"cache", 1)
+    train_run(folder/"run", configure(**SMALL | dict(test_group="Case-904+P905") | settings), data, folder/"cache", 1)
 
 
 def training_augmented(folder, data): training(folder, data, freeze_backbone=False, augment=True)
@@ -77,7 +77,7 @@ def training_views(folder, data): training(folder, data, augment=True)
 def reporting(folder, data):
     from osteonb.core.config import configure
     from osteonb.experiments.pipeline import run
-    run(folder/"run", configure(**SMALL | dict(test_group="Case-904", modality="radiomics")), data, folder/"cache", 1)
+    run(folder/"run", configure(**SMALL | dict(test_group="Case-904+P905", modality="radiomics")), data, folder/"cache", 1)
 
 
 def comparing(folder, data, n_jobs=1):
@@ -266,7 +266,7 @@ def slide(data, tmp_path_factory):
     from osteonb.synthetic.slides import draw_slide
     folder = tmp_path_factory.mktemp("slide")
     draw_slide(folder/"slide.tif", ratio=.5, cells=8, size=SMALL["tile_size"])
-    train_run(folder/"run", configure(**SMALL | dict(test_group="Case-904")), data, folder/"cache", 1)
+    train_run(folder/"run", configure(**SMALL | dict(test_group="Case-904+P905")), data, folder/"cache", 1)
     return folder
 
 
@@ -307,7 +307,7 @@ def words_of(command, folder, data):
     (folder.parent/"grid.toml").write_text(GRID)
     often = dict(
         features=["--out", folder/"features.parquet", "--masks", "tissue", "--tile-size", 64],
-        train=["--data", data, "--out", folder/"run", "--test-group", "Case-904", "--set", WORDS],
+        train=["--data", data, "--out", folder/"run", "--test-group", "Case-904+P905", "--set", WORDS],
         experiment=["--data", data, "--out", folder/"grid"],
         synthesize=["--out", folder/"cohort", "--scale", .25, "--size", 64])
     first = dict(features=data, experiment=folder.parent/"grid.toml")
