@@ -108,7 +108,7 @@ class _TrainingConfig(_Group):
     task_weighting: Literal["fixed", "learned", "kendall"] = "learned"
     # inverse class frequencies of the training part, a set for each head
     class_weights: bool = True
-    # 0: each tile counts once within its class; 1: each training patient does; or between
+    # 0: each tile counts once within its class; 1: each training group does; or between
     patient_weights: Annotated[float, _Range(0, 1)] = 0.0
     # deviation of the normal noise added to scaled features in training
     feature_noise: Annotated[float, _Range(0, 1000)] = 0.0

@@ -112,13 +112,9 @@ _BLOCK = 4  # cells
 _BLOCK_BITS = 24
 _MIN_BLOCK_DEVIATION = 2.0  # gray levels; a flatter block has no hash
 _MAX_PLACE = 2**19  # rows and columns of the grid
-_BRIGHTER, _DARKER = (
-    np.random.default_rng(0)
-    .permutation(  # cells of a block that are compared
-        list(itertools.permutations(range(_BLOCK**2), 2))
-    )[:_BLOCK_BITS]
-    .T
-)
+# pairs of cells of a block whose brightness is compared, one for each bit
+_CELL_PAIRS = np.array(list(itertools.permutations(range(_BLOCK**2), 2)))
+_COMPARED_CELLS = np.random.default_rng(0).permutation(_CELL_PAIRS)[:_BLOCK_BITS]
 _BIT_WEIGHTS = 2.0 ** np.arange(_BLOCK_BITS)
 
 
@@ -151,7 +147,7 @@ def _hash_places(
     skip_column, skip_row = first.astype(int) % 2  # blocks begin at even rows and columns
     blocks = blocks[skip_row::2, skip_column::2]
     flat = blocks.reshape(*blocks.shape[:2], -1)
-    is_brighter = flat[..., _BRIGHTER] > flat[..., _DARKER]
+    is_brighter = flat[..., _COMPARED_CELLS[:, 0]] > flat[..., _COMPARED_CELLS[:, 1]]
     look = is_brighter.astype(float) @ _BIT_WEIGHTS
     column, row = (np.ceil(first / 2)[:, None].astype(int) + np.arange(len(look))) % _MAX_PLACE
     places = row[:, None] * _MAX_PLACE + column

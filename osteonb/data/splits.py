@@ -359,9 +359,7 @@ _UNITS = dict(group="groups", patient="patients", scan="scans", slide="slides")
 def _part_counts(
     tiles: pd.DataFrame,  # with `label` and some columns of `_UNITS`, indexed by tile
     folds: pd.DataFrame,  # `fold` and `part`, indexed by tile
-) -> (
-    pd.DataFrame
-):  # `fold, part, groups, patients, scans, slides, non_tumor, non_viable, viable, all`
+) -> pd.DataFrame:  # `fold, part, groups, patients, scans, slides, non_tumor, non_viable, viable, all`
     "Count groups, patients, scans, slides and tiles of each class in each part of each fold."
     units = [name for name in _UNITS if name in tiles]
     rows = []

@@ -255,9 +255,7 @@ _WEIGHT_STEP = 1e-3  # by which a group's weight is raised and lowered
 
 def _group_influence(
     test: pd.DataFrame,  # test rows, as from `_select_test_rows`
-) -> (
-    pd.DataFrame
-):  # (groups, metrics) derivative of each metric with respect to each group's weight
+) -> pd.DataFrame:  # (groups, metrics) derivative of each metric with respect to each group's weight
     "Return the influence of each group on every metric."
     codes = _cluster_codes(test, "group")
     names = pd.Index(sorted(test.group.unique()), name="group")

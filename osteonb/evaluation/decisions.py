@@ -62,9 +62,7 @@ _RULES = (
 
 def _class_decisions(
     predictions: pd.DataFrame,  # of a model that predicts all three classes
-) -> dict[
-    str, tuple[pd.Series, str]
-]:  # rule -> class of each test tile; why a rule is not complete
+) -> dict[str, tuple[pd.Series, str]]:  # rule -> class of each test tile; why a rule is not complete
     "Decide every test tile by every rule."
     test = predictions[predictions.part == "test"]
     limits = _balanced_thresholds(predictions).set_index(["fold", "task"])
@@ -103,9 +101,7 @@ def _decision_row(
 
 def decision_table(
     predictions: pd.DataFrame,  # indexed by tile; parts `valid` and `test`
-) -> (
-    pd.DataFrame
-):  # indexed by rule: accuracies, macro-F1, shares of tumor, non-tumor and viable tiles, `reason`
+) -> pd.DataFrame:  # indexed by rule: accuracies, macro-F1, shares of tumor, non-tumor and viable tiles, `reason`
     "Compare rules of decision on the test part; what a rule fits, it fits on validation."
     check_predictions(predictions)
     index = pd.Index(_RULES, name="rule")

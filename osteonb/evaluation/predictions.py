@@ -162,9 +162,8 @@ def _missing_head_reason(
     return f"the model has no {'viability' if answered == 'tumor' else 'tumor'} head"
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #70a6ae15
-_UNITS = dict(
-    scan="slide", group="patient"
-)  # unit -> the column that takes its place where it is absent
+# unit -> the column that takes its place where it is absent
+_UNITS = dict(scan="slide", group="patient")
 
 
 def _add_units(

@@ -251,9 +251,7 @@ def compare(
     n: int = 1000,  # draws of scans, and as many of groups
     seed: int = 0,  # the same seed gives the same table
     level: float = 0.95,  # of the t interval, and share of the draws in a range, in (0, 1)
-) -> (
-    pd.DataFrame
-):  # `scope, metric, a, b, difference`, intervals, `n_groups, p_group, test, p_test, reason`
+) -> pd.DataFrame:  # `scope, metric, a, b, difference`, intervals, `n_groups, p_group, test, p_test, reason`
     "Compare two variants on the same tiles: every metric, `a - b` with its intervals, and tests."
     a, b = _match_tiles(a, b)
     points = (_point_metrics(a), _point_metrics(b))

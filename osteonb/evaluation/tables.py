@@ -49,9 +49,7 @@ def _evaluate_per_patient(
 # %% ../../nbs/evaluation/04_tables.ipynb #9463b799
 def metrics_to_dict(
     metrics: pd.DataFrame,  # as `evaluate` makes it
-) -> dict[
-    str, dict
-]:  # `{scope: {metric: {value, n, reason, note}}}`, `value` is None where undefined
+) -> dict[str, dict]:  # `{scope: {metric: {value, n, reason, note}}}`, `value` is None where undefined
     "Return metrics as nested dictionaries of plain Python values."
     nested = {}
     for row in metrics.itertuples():
@@ -71,12 +69,12 @@ _HEADLINE_METRICS = {
     (
         "tumor",
         "sens_at_spec90_achieved_specificity",
-    ): "  specificity there (90 % aimed at), tumor or not",
+    ): "  specificity reached (target 90 %), tumor or not",
     ("viability", "sens_at_spec90"): "Sensitivity, validation's threshold, viable or not",
     (
         "viability",
         "sens_at_spec90_achieved_specificity",
-    ): "  specificity there (90 % aimed at), viable or not",
+    ): "  specificity reached (target 90 %), viable or not",
     ("classes", "roc_auc_within"): "Ranking: AUC within groups, macro",
     ("tumor", "roc_auc_within"): "Ranking: AUC within groups, tumor or not",
     ("viability", "roc_auc_within"): "Ranking: AUC within groups, viable or not",

@@ -15,9 +15,7 @@ from ..core.errors import InputError
 def _robust_standard_error(
     influence: np.ndarray,  # (..., groups) derivative of the metric with respect to each group's weight
     shares: np.ndarray,  # (groups,) of the metric's tiles; they sum to one
-) -> tuple[
-    np.ndarray, float
-]:  # (...,) standard error; degrees of freedom, `NaN` both for fewer than two groups
+) -> tuple[np.ndarray, float]:  # (...,) standard error; degrees of freedom, `NaN` both for fewer than two groups
     "Return the cluster-robust standard error of a metric, with Satterthwaite's degrees of freedom."
     counted = np.asarray(shares) > 0
     a = np.asarray(shares, dtype=float)[counted]

@@ -46,13 +46,11 @@ def _grid_folds(
 def _trainable_config(
     config: Config,
     untrainable: set[str],  # tasks that cannot be learned in this fold
-) -> tuple[
-    Config | None, str
-]:  # what can be run, or None; the reason for a change, or an empty text
-    "Reduce a configuration to the tasks that can be learned in a fold."
-    tasks = set(HEADS[config.model.head]) & set(TASKS) or set(
-        TASKS
-    )  # the flat head needs both tasks
+) -> tuple[Config | None, str]:  # what can be run; the reason for a change
+    "Reduce a configuration to the tasks that can be learned in a fold; None where there are none."
+    tasks = set(HEADS[config.model.head]) & set(TASKS)
+    if not tasks:  # the flat head needs both
+        tasks = set(TASKS)
     lacking = sorted(tasks & untrainable)
     if not lacking or config.model.estimator == "majority":
         return config, ""
@@ -61,9 +59,8 @@ def _trainable_config(
     learnable = sorted(tasks - untrainable)
     if config.model.head != "hierarchical" or not learnable:
         return None, reason
-    return config.replace(
-        head=learnable[0]
-    ), f"{reason}; asked about {TITLES[learnable[0]].lower()} alone"
+    head = learnable[0]
+    return config.replace(head=head), f"{reason}; asked about {TITLES[head].lower()} alone"
 
 # %% ../../nbs/experiments/04_grid_plan.ipynb #d4a030cb
 @dataclass(frozen=True)
@@ -180,9 +177,7 @@ def _plan_fold(
     key: tuple[str, str, int],  # split, fold, seed
     folds: pd.DataFrame,  # of this fold
     untrainable: set[str],  # tasks that cannot be learned in it
-) -> tuple[
-    list[_GridRun], list[dict]
-]:  # the grid runs; variants that are not run, or for one task only
+) -> tuple[list[_GridRun], list[dict]]:  # the grid runs; variants that are not run, or for one task only
     "List the grid runs of one fold."
     split, fold, seed = key
     runs = []

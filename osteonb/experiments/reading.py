@@ -42,7 +42,8 @@ def _larger_group_text(
         return ""
     others = sorted(set(tiles.patient[tiles.group == group]) - {asked})
     names = abbreviate(others)
-    return f"test_group {asked!r}: {names} held out too, since scans are shared: group {group!r}"
+    whole = f"the whole group {group!r} is held out"
+    return f"test_group {asked!r}: {whole}, since it shares scans with {names}"
 
 # %% ../../nbs/experiments/01_reading.ipynb #beba20e9
 def _find_paths(

@@ -61,9 +61,7 @@ def _occlusion_drop(
     fill: str = "blur",  # of `_FILLS`
     n: int = 8,  # random places
     seed: int = 0,  # random seed of these places
-) -> dict[
-    str, float
-]:  # `p` of the answer, `area` covered, drops `marked` and `elsewhere` (or `NaN`)
+) -> dict[str, float]:  # `p` of the answer, `area` covered, drops `marked` and `elsewhere` (or `NaN`)
     "Measure how covering the marked fifth of a tile lowers the probability, and covering other places."
     region = _strongest_region(grad_cam(whole, image, radiomics, task)[0], image.shape[2:])
     rng = np.random.default_rng(seed)
@@ -87,7 +85,7 @@ def _mean_interval(
     tiles: pd.DataFrame,  # with `patient` and `slide`, indexed by tile
     seed: int = 0,  # random seed of the draws
 ) -> dict[str, float]:  # `mean`, `low`, `high`, tiles `n`; the limits `NaN` for tiles of one slide
-    "Compute a mean over tiles with its 95 % bootstrap interval over slides."
+    "Compute a mean over tiles with its 95 % bootstrap interval over scans."
     values = values.dropna()
     low, high = bootstrap_mean_interval(values, tiles.loc[values.index], seed=seed)
     return dict(mean=values.mean(), low=low, high=high, n=len(values))
@@ -128,9 +126,7 @@ def masking_check(
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images alone
     n: int = 8,  # random places for each tile
     seed: int = 0,  # random seed of these places, and of the interval
-) -> (
-    pd.DataFrame
-):  # for each task and fill: `n, marked, elsewhere, difference, low, high, share, verdict`
+) -> pd.DataFrame:  # for each task and fill: `n, marked, elsewhere, difference, low, high, share, verdict`
     "Compare covering what the maps mark with covering other places (after Samek et al. 2017)."
     whole = _EndToEndModel(trained)
     rows = {}
@@ -177,9 +173,7 @@ def sanity_check(
     tiles: pd.DataFrame,  # with `path`, `patient`, `slide`
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images alone
     seed: int = 0,  # random seed of the weights and of the interval
-) -> (
-    pd.DataFrame
-):  # for each task and change: mean rank correlation `mean`, `low`, `high`, tiles `n`
+) -> pd.DataFrame:  # for each task and change: mean rank correlation `mean`, `low`, `high`, tiles `n`
     "Compare the maps of a trained network with those of untrained ones (Adebayo et al. 2018)."
     models = {
         "as trained": _EndToEndModel(trained),

@@ -139,9 +139,7 @@ def explain_tile(
     run: str | Path,  # a trained run folder
     tile: str,  # the name of one of its tiles
     output_path: str | Path,  # the page to write, ends in `.html`
-    cache_dir: str
-    | Path
-    | None = None,  # where embeddings are kept; None for `default_cache_dir()`
+    cache_dir: str | Path | None = None,  # where embeddings are kept; None for `default_cache_dir()`
 ) -> Path:  # the page
     "Explain why a run's model gives its answer for a tile, on one page; raise `InputError` for an unknown tile."
     trained = _load_explainable(run)
@@ -236,7 +234,7 @@ def _tiles_section(
 # %% ../../nbs/explain/07_report.ipynb #8743935e
 _MATTERS = (
     "By how much the probability of the given answer falls when the marked fifth is covered, and when other places of "
-    "its shape are; with the interval of the difference over slides. Where it is not above zero, do not read the maps "
+    "its shape are; with the interval of the difference over scans. Where it is not above zero, do not read the maps "
     "of that task."
 )
 
@@ -282,9 +280,7 @@ def _write_index_page(
 def _tiles_to_explain(
     run: str | Path,  # a trained run folder
     config: Config,  # its settings
-    data: str
-    | Path
-    | None,  # a release or a list of tiles; None for the run's validation and test tiles
+    data: str | Path | None,  # a release or a list of tiles; None for the run's validation and test tiles
     cache_dir: str | Path,  # where features are kept
     n_jobs: int | None,  # processes; None for one for each core
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # tiles, and their features; None for images alone
@@ -335,13 +331,9 @@ def _spread(
 # %% ../../nbs/explain/07_report.ipynb #7cf848cc
 def explain_tiles(
     run: str | Path,  # a trained run folder
-    data: str
-    | Path
-    | None,  # a release or a list of tiles; None for the run's validation and test tiles
+    data: str | Path | None,  # a release or a list of tiles; None for the run's validation and test tiles
     output_dir: str | Path,  # a folder for a page for each tile and `index.html`
-    cache_dir: str
-    | Path
-    | None = None,  # where features and embeddings are kept; None for the default
+    cache_dir: str | Path | None = None,  # where features and embeddings are kept; None for the default
     n_jobs: int | None = None,  # processes; None for one for each core
     predictions: pd.DataFrame | None = None,  # of these tiles, where they were made already
     check: int = 24,  # tiles on which the maps are tried by covering what they mark; 0 for none

@@ -166,8 +166,7 @@ def _model_digests(
 def save_model(
     trained: TrainedModel,
     run: str | Path | Run,  # a run folder with its `config.json`
-    tables: dict[str, pd.DataFrame]
-    | None = None,  # file -> what was trained on: `tiles.parquet`, …
+    tables: dict[str, pd.DataFrame] | None = None,  # file -> what was trained on: `tiles.parquet`, …
 ) -> None:
     "Write `scaler.json`, `made_with.json` and `model.safetensors`, and remove the checkpoints."
     run = Run(run)

@@ -164,8 +164,7 @@ def _extract_tiles(
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
-    n_jobs: int
-    | None = None,  # processes; None: one per core, or one for little work, or as `joblib.parallel_config` says
+    n_jobs: int | None = None,  # processes; None: one for little work, else as joblib's active backend
     advance: Callable = lambda: None,  # called after each tile, such as a progress bar's `update`
 ) -> dict[tuple, pd.DataFrame]:  # group -> its columns, same index
     "Return the features of many tiles, computed in parallel."
@@ -242,8 +241,7 @@ def extract(
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
     engine: str = "exact",  # of `ENGINES`
     cache_dir: str | Path | None = None,  # folder of cached values; None caches nothing
-    n_jobs: int
-    | None = None,  # processes; None: one per core, or one for little work, or as `joblib.parallel_config` says
+    n_jobs: int | None = None,  # processes; None: one for little work, else as joblib's active backend
 ) -> pd.DataFrame:  # float64, rows as in `tiles`, columns as of `feature_names`; NaN if undefined
     "Return the radiomic features of every tile, and warn where some are undefined."
     check_feature_settings(channels, masks, feature_classes, bin_width, engine)

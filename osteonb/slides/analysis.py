@@ -276,9 +276,7 @@ def analyze_slide(
     tile_mpp: float | None = None,  # µm per pixel of the training tiles, where they are your own
     overlap: float = 0.5,  # fraction of a tile's side that its neighbor covers too, in [0, 0.875]
     shift: float = 0.0,  # b of eq. (3), as `calibrate_shift` finds it
-    cache_dir: str
-    | Path
-    | None = None,  # of training tiles' embeddings; None: `default_cache_dir()`
+    cache_dir: str | Path | None = None,  # of training tiles' embeddings; None: `default_cache_dir()`
     n_jobs: int = 1,  # threads that read and measure
 ) -> SlideResult:
     """Measure the necrosis ratio of a slide; raise `InputError` for input that cannot be used.
@@ -352,9 +350,7 @@ def analyze_slides(
     patients: dict[str, str] | None = None,  # slide's file name -> patient; None: each its own
     n_jobs: int | None = None,  # processes; None: one for each core
     **settings: Any,  # more arguments of `analyze_slide`
-) -> (
-    pd.DataFrame
-):  # indexed by slide: `patient, ratio, low, high, grade, reason` (empty if all went well)
+) -> pd.DataFrame:  # indexed by slide: `patient, ratio, low, high, grade, reason` (empty if all went well)
     """Measure the necrosis ratios of a folder of slides and of their patients.
 
     Writes `slides.csv` and `patients.csv`; what was finished before is not analyzed again. Raises `InputError`

@@ -75,9 +75,7 @@ def _patient_row(
 def _combine_patients(
     output_dirs: list[Path],  # folders of `analyze_slide`
     patients: dict[str, str] | None = None,  # slide's file name -> patient; None: each its own
-) -> (
-    pd.DataFrame
-):  # indexed by patient: `slides, tumor_mm2, ratio, low, high, weighted, grade, P(I)…`
+) -> pd.DataFrame:  # indexed by patient: `slides, tumor_mm2, ratio, low, high, weighted, grade, P(I)…`
     "Return patients' ratios by area over all of their slides."
     results = [SlideResult.read(folder) for folder in output_dirs]
     draws = [_read_draws(folder, seed) for seed, folder in enumerate(output_dirs)]

@@ -126,18 +126,14 @@ def _draw_chain(
     size: int,  # side, pixels
 ) -> np.ndarray:  # (size, size, 3), uint8, of the last one
     "Draw a tile that continues older ones; a chain of one is `draw_tile`."
-    tissue = None
-    for name, label in chain:
+    parts = parse_tile_name(chain[0][0])
+    tissue = _tile_tissue(*chain[0], seed, size)
+    for name, label in chain[1:]:
+        before = parts
         parts = parse_tile_name(name)
-        new = _tile_tissue(name, label, seed, size)
-        if tissue is None:
-            tissue = new
-        else:
-            dx = round((parts["x"] - x) * size / SYNTHETIC_TILE_UM)
-            dy = round((parts["y"] - y) * size / SYNTHETIC_TILE_UM)
-            tissue = _continue_tissue(tissue, new, dx, dy)
-        x = parts["x"]
-        y = parts["y"]
+        dx = round((parts["x"] - before["x"]) * size / SYNTHETIC_TILE_UM)
+        dy = round((parts["y"] - before["y"]) * size / SYNTHETIC_TILE_UM)
+        tissue = _continue_tissue(tissue, _tile_tissue(name, label, seed, size), dx, dy)
     return _stain_tissue(tissue, _patient_stains(seed)[parts["patient"]])
 
 # %% ../../nbs/synthetic/03_cohort.ipynb #29966b6f

@@ -191,8 +191,7 @@ def _training_section(
 # %% ../../../nbs/reports/grid/09_model_sections.ipynb #27dd07b9
 def _mistakes_section(
     tiles: pd.DataFrame,  # with `path, patient, slide`
-    mean: pd.DataFrame
-    | None,  # predictions of the reference, seeds averaged; None where it was not run
+    mean: pd.DataFrame | None,  # predictions of the reference, seeds averaged; None where it was not run
     reference: str,  # its name
     note: str = "",  # printed on the figure
 ) -> str:
