@@ -302,6 +302,20 @@ def _row_digests(
     digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in values]
     return pd.Series(digests, table.index, dtype=str)
 
+# %% ../../nbs/data/02_tcia.ipynb #70e164c2
+def _rows_without_images(
+    root: Path,  # the folder in which the release was unpacked
+    table: pd.DataFrame,  # of `_read_release_table`
+    find_files: bool,  # whether the images that there are get their path and digest
+) -> pd.DataFrame:  # `path, file, sha256, reason` by row; the path of an absent image is empty
+    "Take every row as it is, and decode nothing."
+    found = pd.DataFrame(dict(path="", file=None, sha256=_row_digests(table), reason=""))
+    files = _find_tile_files(root) if find_files else pd.Series(dtype=object)
+    for tile, path in files[files.index.isin(table.index)].items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found.loc[tile, ["path", "sha256"]] = str(path.resolve()), digest
+    return found
+
 # %% ../../nbs/data/02_tcia.ipynb #bc1cd2ac
 def _check_mixed_label(
     mixed_label: str,  # what mixed tiles count as
@@ -344,6 +358,7 @@ def read_release(
     tile_size: int = 1024,  # side that every tile must have, pixels
     n_jobs: int | None = None,  # threads that decode; None for one a core
     images: bool = True,  # False takes every row without its image: for the release's own features
+    find_files: bool = False,  # without `images`: name the files that there are, and decode none
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # tiles and exclusions, both indexed by tile
     """Read a TCIA release into a table of tiles and a table of exclusions.
 
@@ -356,7 +371,7 @@ def read_release(
     if images:
         found, unlisted = _match_images(root, table, tile_size, n_jobs)
     else:
-        found = pd.DataFrame(dict(path="", file=None, sha256=_row_digests(table), reason=""))
+        found = _rows_without_images(root, table, find_files)
         unlisted = pd.Series(dtype=object)
     cohort = "synthetic" if (root / SYNTHETIC_MARKER).exists() else "TCIA"
     return _separate_excluded(root, table, found, unlisted, mixed_label, cohort)

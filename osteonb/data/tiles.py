@@ -167,11 +167,12 @@ def read_tiles(
     tile_size: int = 1024,  # side that every tile must have, pixels
     n_jobs: int | None = None,  # threads that decode; None for one a core
     images: bool = True,  # False for the release's own features, which need no image
+    find_files: bool = False,  # without `images`: name the files that there are, and decode none
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # tiles and exclusions, as `read_release` returns them
     "Read a release or a list of tiles; raise `InputError` where the source cannot be used."
     if Path(source).suffix.lower() == ".csv":
         return _read_tile_list(source, mixed_label, tile_size, n_jobs)
-    return read_release(source, mixed_label, tile_size, n_jobs, images)
+    return read_release(source, mixed_label, tile_size, n_jobs, images, find_files)
 
 # %% ../../nbs/data/03_tiles.ipynb #c1fdc921
 def _guess_origin(

@@ -6,7 +6,6 @@
 __all__ = ['needs_images']
 
 # %% ../../nbs/experiments/01_reading.ipynb #78e330f3
-import hashlib
 import logging
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from ..core.labels import HEADS, TASKS
 from ..core.runs import Run
 from ..data.overlaps import assign_groups
 from ..data.splits import find_untrainable_tasks, hold_out_group
-from ..data.tcia import parse_tile_name
 from ..data.tiles import read_tiles
 from ..synthetic.cohort import make_cohort
 
@@ -46,42 +44,17 @@ def _larger_group_text(
     return f"test_group {asked!r}: {whole}, since it shares scans with {names}"
 
 # %% ../../nbs/experiments/01_reading.ipynb #beba20e9
-def _find_paths(
-    data: str | Path,  # a release's folder
-    tiles: pd.DataFrame,  # that were read without images
-) -> pd.Series:  # the image of each tile; empty where there is none
-    "Find the images of a release by the tiles' names, without decoding any."
-    files = {}
-    for path in sorted(Path(data).rglob("*")):
-        if path.is_file() and (parts := parse_tile_name(path.name)):
-            files.setdefault(parts["tile"], str(path.resolve()))
-    return pd.Series(files, dtype=object).reindex(tiles.index).fillna("").astype(tiles.path.dtype)
-
-
-def _file_digest(
-    path: str,  # of an image, or empty
-) -> str:  # 64 hexadecimal digits; empty where there is no image
-    "Return the SHA-256 of a file, by which overlaps are cached."
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-
-
 def _find_groups(
-    data: str | Path,  # where the tiles were read
     tiles: pd.DataFrame,  # of `read_tiles`
     cache_dir: str | Path,  # where overlaps of tiles are cached
 ) -> pd.DataFrame:  # with `scan` and `group`
     "Assign scans and groups, with a warning where tiles have no image to find them in."
-    with_images = tiles
-    if Path(data).is_dir() and (tiles.path == "").all():
-        paths = _find_paths(data, tiles)
-        digests = paths.map(_file_digest).where(paths != "", tiles.sha256)
-        with_images = tiles.assign(path=paths, sha256=digests)
-    n_without = int((with_images.path == "").sum())
+    n_without = int((tiles.path == "").sum())
     if n_without:
         text = f"{n_without} of {len(tiles)} tiles have no image"
         text += ", so their scans and groups are taken from names and not verified"
         logging.getLogger("osteonb").warning(text)
-    return assign_groups(with_images, cache_dir)
+    return assign_groups(tiles, cache_dir)
 
 # %% ../../nbs/experiments/01_reading.ipynb #267cabf4
 def _check_trainable(
@@ -118,8 +91,10 @@ def _read_groups(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # tiles with scans and groups; exclusions
     "Read tiles, and find their scans and groups."
     settings = config.data
-    tiles, excluded = read_tiles(data, settings.mixed_label, settings.tile_size, n_jobs, images)
-    return _find_groups(data, tiles, cache_dir), excluded
+    tiles, excluded = read_tiles(
+        data, settings.mixed_label, settings.tile_size, n_jobs, images, find_files=True
+    )
+    return _find_groups(tiles, cache_dir), excluded
 
 
 def _read_data(
