@@ -23,7 +23,7 @@ from osteonb.core.files import (
     write_json,
     write_table,
 )
-from .labels import CLASSES, PROBABILITY_COLUMNS
+from .labels import CLASSES, PROBABILITY_COLUMNS, add_scan_and_group
 
 # %% ../../nbs/core/07_runs.ipynb #df29632a
 _RUN_FILES = {
@@ -52,8 +52,6 @@ _COLUMNS = dict(
     folds=("fold", "part"),
     predictions=("fold", "seed", "patient", "slide", "label", *PROBABILITY_COLUMNS),
 )
-# columns that older folders lack -> the column that takes their place
-_SUBSTITUTES = dict(scan="slide", group="patient")
 
 # %% ../../nbs/core/07_runs.ipynb #5f30deed
 def _path_inside(
@@ -156,20 +154,6 @@ class _RunFolder:
             if path.exists():
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
         return "\n".join(rows)
-
-# %% ../../nbs/core/07_runs.ipynb #4c3ebec7
-def _with_groups(
-    table: pd.DataFrame,  # tiles or predictions, with `patient` and `slide`
-) -> pd.DataFrame:  # with `scan` and `group` after `slide`
-    "Return a table with scans and groups; names take their place where an older folder has none."
-    table = table.copy()
-    for name, substitute in _SUBSTITUTES.items():
-        if name not in table:
-            values = table[substitute]
-            table.insert(table.columns.get_loc("slide") + 1, name, values)
-    first = list(table.columns[: table.columns.get_loc("slide") + 1])
-    others = [name for name in table if name not in (*first, *_SUBSTITUTES)]
-    return table[[*first, *_SUBSTITUTES, *others]]
 
 # %% ../../nbs/core/07_runs.ipynb #wt000002
 def _wrong_table(
@@ -289,4 +273,4 @@ class Run(_RunFolder):
     ) -> pd.DataFrame:
         "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
         table = read_table(self.file(name), _COLUMNS.get(name, ()))
-        return _with_groups(table) if name in ("tiles", "predictions") else table
+        return add_scan_and_group(table) if name in ("tiles", "predictions") else table

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES, add_scan_and_group
 from osteonb.evaluation.groups import (
     _MIN_SIDE_TILES,
     _count_sides,
@@ -23,7 +23,6 @@ from osteonb.evaluation.groups import (
 )
 from osteonb.evaluation.predictions import (
     _SCOPES,
-    _add_units,
     _missing_head_reason,
     check_predictions,
     predicted_classes,
@@ -318,7 +317,7 @@ def _area_notes(
     "Say which groups an AUC within groups is averaged over, and that a pooled one is descriptive."
     pooled = "roc_auc_macro" if scope == "classes" else "roc_auc"
     notes = {}
-    if _add_units(test).group.nunique() > 1:
+    if add_scan_and_group(test).group.nunique() > 1:
         notes[pooled] = "descriptive: pooled over groups"
     if scope != "classes":
         return notes | dict(roc_auc_within=_within_note(scope_as_binary(test, scope), scope))

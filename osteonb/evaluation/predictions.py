@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, abbreviate, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS, add_scan_and_group
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #1a4dfc12
 _PREDICTION_COLUMNS = ("fold", "part", "patient", "label", *PROBABILITY_COLUMNS)
@@ -161,21 +161,6 @@ def _missing_head_reason(
         return ""
     return f"the model has no {'viability' if answered == 'tumor' else 'tumor'} head"
 
-# %% ../../nbs/evaluation/01_predictions.ipynb #70a6ae15
-# unit -> the column that takes its place where it is absent
-_UNITS = dict(scan="slide", group="patient")
-
-
-def _add_units(
-    predictions: pd.DataFrame,  # indexed by tile; with `patient`, mostly with `slide`
-) -> pd.DataFrame:  # with `scan` and `group`
-    "Return the table with the columns `scan` and `group`; slide and patient take the place of absent ones."
-    added = {}
-    for unit, substitute in _UNITS.items():
-        if unit not in predictions:
-            added[unit] = predictions[substitute if substitute in predictions else "patient"]
-    return predictions.assign(**added)
-
 # %% ../../nbs/evaluation/01_predictions.ipynb #d3a952ca
 def predicted_classes(
     predictions: pd.DataFrame,  # with the three probabilities
@@ -204,7 +189,7 @@ def scope_as_binary(
         target = predictions.label == scope
         decision = predicted_classes(predictions) == scope
     columns = dict(fold=predictions.fold, part=predictions.part)
-    columns |= dict(group=_add_units(predictions).group)
+    columns |= dict(group=add_scan_and_group(predictions).group)
     columns |= dict(score=score, target=target, decision=decision)
     table = pd.DataFrame(columns, index=predictions.index)
     return table[target.notna().to_numpy()].astype(dict(target=bool, decision=bool))
@@ -217,7 +202,7 @@ def _check_seeds(
     _raise_for_columns(predictions, ("fold", "part", "seed", "slide"), "seeds cannot be averaged")
     for _, rows in predictions.groupby("seed"):
         check_predictions(rows)
-    names = ["label", "patient", "slide", *(name for name in _UNITS if name in predictions)]
+    names = ["label", "patient", "slide", *(name for name in ("scan", "group") if name in predictions)]
     facts = predictions.groupby(level=0, sort=False)[names].nunique()
     for fact in facts:
         problem = f"a {fact} that is missing, or not the same in all seeds and folds"
@@ -252,10 +237,10 @@ def _select_test_rows(
 ) -> pd.DataFrame:
     "Return the test rows with scan and group; raise `InputError` for a duplicate tile or a missing name."
     _raise_for_columns(predictions, ("part", "slide", "patient"))
-    test = _add_units(predictions[predictions.part == "test"])
+    test = add_scan_and_group(predictions[predictions.part == "test"])
     problem = "a test tile more than once (if there are several seeds, average them first)"
     _raise_for_rows(test, test.index.duplicated(), problem)
     check_predictions(test)
-    for name in ("slide", "patient", *_UNITS):
+    for name in ("slide", "patient", "scan", "group"):
         _raise_for_rows(test, test[name].isna(), f"no {name}")
     return test

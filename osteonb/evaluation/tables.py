@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import Config
-from ..core.labels import CLASSES, TASKS, TITLES
-from .predictions import _add_units, check_predictions, scope_sides
+from ..core.labels import CLASSES, TASKS, TITLES, add_scan_and_group
+from .predictions import check_predictions, scope_sides
 from .metrics import evaluate
 
 # %% ../../nbs/evaluation/04_tables.ipynb #aaaa427e
@@ -144,7 +144,7 @@ def run_warnings(
     if config.model.pretrained_weights == "none" and config.model.modality != "radiomics":
         random = "its weights are random, since pretrained_weights is 'none'"
         warnings.append(f"The backbone is untrained: {random}.")
-    warnings += _single_group_warning(_add_units(test))
+    warnings += _single_group_warning(add_scan_and_group(test))
     warnings += _untrained_heads(tiles.label[folds.part == "train"])
     n_valid = tiles.label[folds.part == "valid"].value_counts()
     if n_valid.min() < _MIN_VALID_TILES:
