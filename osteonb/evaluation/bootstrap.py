@@ -151,7 +151,7 @@ def _task_draws(
         brier=_safe_divide(w @ (score - target) ** 2, total),
     )
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #7f2bb7e1
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #4d6ba9de
 _TASK_METRICS = (
     "roc_auc",
     "roc_auc_within",
@@ -194,7 +194,7 @@ def _weighted_metrics(
         columns |= {(scope, name): values[name] for name in names}
     return pd.DataFrame(columns).rename_axis(index="draw", columns=["scope", "metric"])
 
-
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #740699de
 def _bootstrap_metrics(
     predictions: pd.DataFrame,  # indexed by tile, seeds averaged
     by: str = "scan",  # unit of resampling: `scan` or `group`

@@ -83,7 +83,7 @@ def _absent_reason(
     tile = f"tile other than {scope}" if side.startswith("not ") else f"{side} tile"
     return f"no {tile} in the {part} part"
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #7f510a3f
+# %% ../../nbs/evaluation/03_metrics.ipynb #048c1f20
 def _area_under_curve(
     test: pd.DataFrame,  # as `scope_as_binary` makes it, test rows only
     scope: str,  # the question that it asks
@@ -109,7 +109,7 @@ def _area_within_groups(
     sides = " and ".join(f"{_MIN_SIDE_TILES} {side}" for side in scope_sides(scope))
     return _Metric(np.nan, 0, f"no group with at least {sides} tiles")
 
-
+# %% ../../nbs/evaluation/03_metrics.ipynb #3a520b13
 def _default_metrics(
     test: pd.DataFrame,  # as `scope_as_binary` makes it, test rows only
     scope: str,  # the question that it asks
@@ -282,34 +282,7 @@ def _class_metrics(
     metrics |= {name: _Metric(float(value), n) for name, value in values.items()}
     return metrics | dict(roc_auc_within=_macro_area_within_groups(test))
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #086c206d
-_BINARY_METRICS = (
-    "sensitivity",
-    "specificity",
-    "precision",
-    "f1",
-    "accuracy",
-    "roc_auc",
-    "roc_auc_within",
-    "sens_at_spec90",
-    "sens_at_spec90_achieved_specificity",
-    "sens_at_spec90_test_curve",
-    "spec_at_sens90",
-    "spec_at_sens90_achieved_sensitivity",
-    "spec_at_sens90_test_curve",
-)
-_CLASS_METRICS = (
-    "accuracy",
-    "majority_accuracy",
-    "balanced_accuracy",
-    "f1_macro",
-    "f1_weighted",
-    "roc_auc_macro",
-    "roc_auc_within",
-    "log_loss",
-)
-
-
+# %% ../../nbs/evaluation/03_metrics.ipynb #64327093
 def _area_notes(
     test: pd.DataFrame,  # predictions, test rows only
     scope: str,  # one of `_SCOPES`
@@ -339,7 +312,34 @@ def _threshold_notes(
         notes[f"{kind}_test_curve"] = "optimistic: threshold from the test labels"
     return notes
 
+# %% ../../nbs/evaluation/03_metrics.ipynb #be832ae3
+_BINARY_METRICS = (
+    "sensitivity",
+    "specificity",
+    "precision",
+    "f1",
+    "accuracy",
+    "roc_auc",
+    "roc_auc_within",
+    "sens_at_spec90",
+    "sens_at_spec90_achieved_specificity",
+    "sens_at_spec90_test_curve",
+    "spec_at_sens90",
+    "spec_at_sens90_achieved_sensitivity",
+    "spec_at_sens90_test_curve",
+)
+_CLASS_METRICS = (
+    "accuracy",
+    "majority_accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "f1_weighted",
+    "roc_auc_macro",
+    "roc_auc_within",
+    "log_loss",
+)
 
+# %% ../../nbs/evaluation/03_metrics.ipynb #72ff9026
 def evaluate(
     predictions: pd.DataFrame,  # indexed by tile; parts `valid` (for thresholds) and `test`
 ) -> pd.DataFrame:  # `scope, metric, value, n, reason, note`

@@ -97,7 +97,7 @@ def _chain_answers(
         return np.stack([missing, 1 - pB, pB], 1)
     return np.stack([1 - pA, pA * (1 - pB), pA * pB], 1)
 
-# %% ../../nbs/models/10_baseline.ipynb #3939a52f
+# %% ../../nbs/models/10_baseline.ipynb #9ab5a29f
 def _answer_tiles(
     config: Config,
     known: pd.DataFrame,  # tiles to fit on, with `group` or `patient`, and `label`
@@ -120,7 +120,7 @@ def _answer_tiles(
         answers[head] = _fit_head(config, head, z, target, group, z_asked)
     return _chain_answers(answers)
 
-
+# %% ../../nbs/models/10_baseline.ipynb #d5b05fb6
 _COLUMNS = ("patient", "slide", "scan", "group", "label")  # of the tiles, where they are known
 
 
