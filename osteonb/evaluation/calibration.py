@@ -238,9 +238,9 @@ def _fit_on_validation(
     rows = []
     for fold in predictions.fold.unique():
         for task in TASKS:
-            asked, reason = _validation_scores(predictions, fold, task)
-            value, reason = (np.nan, reason) if reason else fit_value(asked)
-            row = {"fold": fold, "task": task, name: value, "n": len(asked), "reason": reason}
+            binary, reason = _validation_scores(predictions, fold, task)
+            value, reason = (np.nan, reason) if reason else fit_value(binary)
+            row = {"fold": fold, "task": task, name: value, "n": len(binary), "reason": reason}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -250,8 +250,8 @@ def fit_temperatures(
 ) -> pd.DataFrame:  # `fold, task, temperature, n, reason`
     "Fit each fold's and task's T; with a `reason` where it is `NaN` or at its upper bound."
 
-    def fit_temperature(asked: pd.DataFrame) -> tuple[float, str]:
-        return _best_temperature(_score_log_odds(asked.score), asked.target)
+    def fit_temperature(binary: pd.DataFrame) -> tuple[float, str]:
+        return _best_temperature(_score_log_odds(binary.score), binary.target)
 
     return _fit_on_validation(predictions, "temperature", fit_temperature)
 

@@ -327,11 +327,11 @@ def _curve_tables(
     for task in TASKS:
         if _missing_head_reason(predictions, task):
             continue
-        asked = scope_as_binary(predictions[predictions.part == "test"], task)
-        if asked.target.nunique() < 2:
+        binary = scope_as_binary(predictions[predictions.part == "test"], task)
+        if binary.target.nunique() < 2:
             continue
-        auc = _default_metrics(asked, task)["roc_auc"].value
-        points = roc_points(asked.target, asked.score).assign(scope=task, auc=auc)
+        auc = _default_metrics(binary, task)["roc_auc"].value
+        points = roc_points(binary.target, binary.score).assign(scope=task, auc=auc)
         curves["roc"].append(points)
         curves["reliability"].append(reliability_curve(predictions, task).assign(scope=task))
         curves["decision"].append(decision_curve(predictions, task).assign(scope=task))

@@ -25,10 +25,10 @@ from osteonb.evaluation.predictions import (
 
 # %% ../../nbs/evaluation/09_decisions.ipynb #47b43885
 def _balanced_threshold(
-    asked: pd.DataFrame,  # `score` and `target` of one fold's validation tiles
+    binary: pd.DataFrame,  # `score` and `target` of one fold's validation tiles
 ) -> tuple[float, str]:  # the threshold, and an empty reason
     "Return the score with the best balanced accuracy; of equal ones that nearest to ½."
-    points = roc_points(asked.target, asked.score).iloc[1:]
+    points = roc_points(binary.target, binary.score).iloc[1:]
     balance = (points.sensitivity + points.specificity).round(12)
     best = points.threshold[balance == balance.max()]
     return best.loc[(best - 0.5).abs().idxmin()], ""

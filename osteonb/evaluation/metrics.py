@@ -46,9 +46,9 @@ def confusion_counts(
         predicted = predicted_classes(test).map(CLASSES.index)
     else:
         names = scope_sides(scope)
-        asked = scope_as_binary(test, scope)
-        true = asked.target
-        predicted = asked.decision
+        binary = scope_as_binary(test, scope)
+        true = binary.target
+        predicted = binary.decision
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (true.to_numpy(dtype=int), predicted.to_numpy(dtype=int)), 1)
     titles = ["Tumor" if name == "tumor" else TITLES.get(name) for name in names]
@@ -184,17 +184,17 @@ def _validation_scores(
     scope: str,  # a task or a class
 ) -> tuple[pd.DataFrame, str]:  # as `scope_as_binary` makes it; the reason
     "Return a fold's validation tiles, and the reason if no threshold can be chosen, else an empty text."
-    asked = scope_as_binary(predictions, scope)
-    asked = asked[(asked.fold == fold) & (asked.part == "valid")]
+    binary = scope_as_binary(predictions, scope)
+    binary = binary[(binary.fold == fold) & (binary.part == "valid")]
     of_fold = f" of fold {fold}" if predictions.fold.nunique() > 1 else ""
     if reason := _missing_head_reason(predictions, scope):
-        return asked, reason
+        return binary, reason
     if not ((predictions.fold == fold) & (predictions.part == "valid")).any():
-        return asked, f"no tile in the validation part{of_fold}"
+        return binary, f"no tile in the validation part{of_fold}"
     for positive in (True, False):
-        if not (asked.target == positive).any():
-            return asked, _absent_reason(scope, positive, "validation") + of_fold
-    return asked, ""
+        if not (binary.target == positive).any():
+            return binary, _absent_reason(scope, positive, "validation") + of_fold
+    return binary, ""
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #4437795e
 def validation_thresholds(
@@ -206,11 +206,11 @@ def validation_thresholds(
     rows = []
     for fold in predictions.fold.unique():
         for scope in _SCOPES[1:]:
-            asked, reason = _validation_scores(predictions, fold, scope)
-            points = None if reason else roc_points(asked.target, asked.score)
+            binary, reason = _validation_scores(predictions, fold, scope)
+            points = None if reason else roc_points(binary.target, binary.score)
             for kind in _OPERATING_POINTS:
                 point = unknown if reason else _operating_point(points, kind)
-                row = dict(fold=fold, scope=scope, kind=kind, **point, n=len(asked), reason=reason)
+                row = dict(fold=fold, scope=scope, kind=kind, **point, n=len(binary), reason=reason)
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -294,9 +294,9 @@ def _area_notes(
         notes[pooled] = "descriptive: pooled over groups"
     if scope != "classes":
         return notes | dict(roc_auc_within=_within_note(scope_as_binary(test, scope), scope))
-    asked = {name: scope_as_binary(test, name) for name in CLASSES}
-    rarest = min(CLASSES, key=lambda name: len(_counted_groups(asked[name])))
-    note = f"{rarest} against the rest: {_within_note(asked[rarest], rarest)}"
+    questions = {name: scope_as_binary(test, name) for name in CLASSES}
+    rarest = min(CLASSES, key=lambda name: len(_counted_groups(questions[name])))
+    note = f"{rarest} against the rest: {_within_note(questions[rarest], rarest)}"
     return notes | dict(roc_auc_within=note)
 
 
@@ -356,9 +356,9 @@ def evaluate(
             metrics = _class_metrics(test)
             notes = _area_notes(test, scope)
         else:
-            asked = scope_as_binary(test, scope)
-            metrics = _default_metrics(asked, scope)
-            fixed = _fixed_threshold_metrics(asked, limits[limits.scope == scope], scope)
+            binary = scope_as_binary(test, scope)
+            metrics = _default_metrics(binary, scope)
+            fixed = _fixed_threshold_metrics(binary, limits[limits.scope == scope], scope)
             metrics |= fixed
             notes = _area_notes(test, scope) | _threshold_notes(fixed)
         rows += [

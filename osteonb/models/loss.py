@@ -99,11 +99,11 @@ def _group_names(
 def task_loss(
     logit: Tensor,  # (B,) logit of the answer "yes"
     answer: Tensor,  # (B,) 1 for yes, 0 for no
-    asked: Tensor,  # (B,) how much a tile counts; 0 or False where the task does not concern it
-    weight: Tensor,  # (2,) class weights of no and yes
+    tile_weight: Tensor,  # (B,) how much a tile counts; 0 or False where the task does not concern it
+    class_weight: Tensor,  # (2,) class weights of no and yes
 ) -> Tensor:  # scalar; zero where the task concerns no tile
     "Return the class-weighted cross-entropy of one binary task, eqs. (1) and (2)."
-    w = weight[answer] * asked
+    w = class_weight[answer] * tile_weight
     loss = F.binary_cross_entropy_with_logits(logit, answer.to(logit.dtype), reduction="none")
     return (w * loss).sum() / w.sum().clamp(min=torch.finfo(w.dtype).tiny)
 
