@@ -53,4 +53,5 @@ def add_scan_and_group(
     last = "slide" if "slide" in table else "patient"
     others = [name for name in table if name not in added]
     first = others[: others.index(last) + 1]
-    return table.assign(**added)[[*first, *added, *others[len(first) :]]]
+    order = [*first, *added, *others[len(first) :]]
+    return table if order == list(table) else table.assign(**added)[order]

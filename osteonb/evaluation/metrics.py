@@ -184,12 +184,12 @@ def _validation_scores(
     scope: str,  # a task or a class
 ) -> tuple[pd.DataFrame, str]:  # as `scope_as_binary` makes it; the reason
     "Return a fold's validation tiles, and the reason if no threshold can be chosen, else an empty text."
-    binary = scope_as_binary(predictions, scope)
-    binary = binary[(binary.fold == fold) & (binary.part == "valid")]
+    rows = predictions[(predictions.fold == fold) & (predictions.part == "valid")]
+    binary = scope_as_binary(rows, scope)
     of_fold = f" of fold {fold}" if predictions.fold.nunique() > 1 else ""
     if reason := _missing_head_reason(predictions, scope):
         return binary, reason
-    if not ((predictions.fold == fold) & (predictions.part == "valid")).any():
+    if rows.empty:
         return binary, f"no tile in the validation part{of_fold}"
     for positive in (True, False):
         if not (binary.target == positive).any():

@@ -52,15 +52,16 @@ def predicted_scope(
     predictions: pd.DataFrame,  # has the three probabilities
 ) -> str:  # `classes` (both questions), `tumor` or `viability` (that question alone)
     "Return what the model predicts; raise `InputError` where the rows do not agree."
-    known = predictions[list(PROBABILITY_COLUMNS)].notna()
-    is_other = known.ne(known.iloc[0]).any(axis=1)
+    known = predictions[list(PROBABILITY_COLUMNS)].notna().to_numpy()
+    is_other = (known != known[0]).any(axis=1)
     _raise_for_rows(
         predictions, is_other, "probabilities are missing in some rows and not in others"
     )
-    pattern = tuple(bool(value) for value in known.iloc[0])
+    pattern = tuple(known[0].tolist())
     if pattern in _SCOPE_OF_ANSWERS:
         return _SCOPE_OF_ANSWERS[pattern]
-    got = ", ".join(known.columns[list(pattern)]) or "no probability"
+    names = [name for name, is_known in zip(PROBABILITY_COLUMNS, pattern) if is_known]
+    got = ", ".join(names) or "no probability"
     wanted = "all three, p_non_tumor alone, or p_non_viable and p_viable"
     raise InputError(f"predictions: only {got}; wanted {wanted}")
 
@@ -177,7 +178,7 @@ def scope_as_binary(
 ) -> pd.DataFrame:  # one row per tile with a target: `fold, part, group, score, target, decision`
     "Return a scope as one yes-or-no question; no rows where the model does not predict it."
     scope_sides(scope)  # raises where the scope is unknown
-    if _missing_head_reason(predictions, scope):
+    if len(predictions) and _missing_head_reason(predictions, scope):
         predictions = predictions.iloc[:0]
     if scope in TASKS:
         scores = _task_scores(predictions)
