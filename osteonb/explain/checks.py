@@ -82,9 +82,9 @@ def _occlusion_drop(
 # %% ../../nbs/explain/04_checks.ipynb #e5604907
 def _mean_interval(
     values: pd.Series,  # one for each tile; `NaN` where there is none
-    tiles: pd.DataFrame,  # with `patient`, and `scan` or `slide`, indexed by tile
+    tiles: pd.DataFrame,  # with `patient` and `slide`, indexed by tile
     seed: int = 0,  # random seed of the draws
-) -> dict[str, float]:  # `mean`, `low`, `high`, tiles `n`; the limits `NaN` for tiles of one scan
+) -> dict[str, float]:  # `mean`, `low`, `high`, tiles `n`; the limits `NaN` for tiles of one slide
     "Compute a mean over tiles with its 95 % bootstrap interval over scans."
     values = values.dropna()
     low, high = bootstrap_mean_interval(values, tiles.loc[values.index], seed=seed)
@@ -103,7 +103,7 @@ def _decide_masking(
 # %% ../../nbs/explain/04_checks.ipynb #094ff37f
 def _masking_row(
     drops: pd.DataFrame,  # `marked` and `elsewhere` of each tile
-    tiles: pd.DataFrame,  # with `patient`, and `scan` or `slide`
+    tiles: pd.DataFrame,  # with `patient` and `slide`
     seed: int,  # random seed of the interval
 ) -> dict:
     "Summarize the drops in probability over tiles: means, difference with interval, and the verdict."
@@ -122,7 +122,7 @@ def _masking_row(
 
 def masking_check(
     trained: TrainedModel,
-    tiles: pd.DataFrame,  # with `path`, `patient`, `label`, and `scan` or `slide`
+    tiles: pd.DataFrame,  # with `path`, `patient`, `slide`, `label`
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images alone
     n: int = 8,  # random places for each tile
     seed: int = 0,  # random seed of these places, and of the interval
@@ -170,7 +170,7 @@ def _map_agreement(
 # %% ../../nbs/explain/04_checks.ipynb #641f47b4
 def sanity_check(
     trained: TrainedModel,
-    tiles: pd.DataFrame,  # with `path`, `patient`, and `scan` or `slide`
+    tiles: pd.DataFrame,  # with `path`, `patient`, `slide`
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images alone
     seed: int = 0,  # random seed of the weights and of the interval
 ) -> pd.DataFrame:  # for each task and change: mean rank correlation `mean`, `low`, `high`, tiles `n`
