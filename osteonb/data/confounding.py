@@ -39,9 +39,9 @@ def _patient_entanglement(
 ) -> pd.DataFrame:  # `fold, task, n`, the accuracies `patient_alone, majority`, and `reason`
     "Measure how well the patient alone predicts each task on the training part."
     rows = []
-    for fold, task in itertools.product(folds.fold.unique(), TASKS):
-        is_train = (folds.fold == fold) & (folds.part == "train")
-        train = tiles.loc[folds.index[is_train]]
+    by_fold = folds.part.groupby(folds.fold, sort=False)
+    for (fold, parts), task in itertools.product(by_fold, TASKS):
+        train = tiles.loc[parts.index[parts == "train"]]
         targets = task_targets(train.label)[task].dropna().astype(int)
         alone, majority = _patient_accuracies(train.patient[targets.index], targets)
         reason = "the training part has one side of this task" if np.isnan(alone) else ""

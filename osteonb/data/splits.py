@@ -354,8 +354,9 @@ def _part_counts(
     units = [name for name in _UNITS if name in tiles]
     rows = []
     table = folds[["fold", "part"]].join(tiles[[*units, "label"]])
+    rows_of = table.groupby(["fold", "part"]).indices  # once, since there may be many folds
     for fold, part in itertools.product(folds.fold.unique(), _PART_NAMES):
-        some = table[(table.fold == fold) & (table.part == part)]
+        some = table.iloc[rows_of.get((fold, part), [])]
         n_by_class = [(some.label == name).sum() for name in CLASSES]
         rows.append((fold, part, *some[units].nunique(), *n_by_class, len(some)))
     columns = ["fold", "part", *(_UNITS[name] for name in units), *CLASSES, "all"]
@@ -374,9 +375,8 @@ def find_untrainable_tasks(
     "Find the tasks of which a fold's training part has one class only."
     _check_folds(tiles, folds)
     rows = []
-    for fold in folds.fold.unique():
-        train = folds.index[(folds.fold == fold) & (folds.part == "train")]
-        targets = task_targets(tiles.label[train])
+    for fold, parts in folds.part.groupby(folds.fold, sort=False):
+        targets = task_targets(tiles.label[parts.index[parts == "train"]])
         for task in TASKS:
             present = set(targets[task].dropna())
             missing = [name for i, name in enumerate(_TASK_CLASSES[task]) if i not in present]

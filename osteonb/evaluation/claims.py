@@ -20,6 +20,7 @@ from osteonb.evaluation.calibration import (
     fit_temperatures,
     reliability_curve,
 )
+from .decisions import decision_table
 from .metrics import _default_metrics, roc_points
 from osteonb.evaluation.predictions import (
     _average_seeds,
@@ -352,6 +353,7 @@ def _variant_tables(
         all_answers = _split_by_scope(predictions)["classes"]
         judged = all_answers if len(all_answers) else predictions
         tables["patients"] = _evaluate_per_patient(judged)
+        tables["decisions"] = decision_table(judged).reset_index()
         tables |= _calibration_tables(judged) | _curve_tables(judged)
     return tables
 
@@ -361,8 +363,8 @@ def grid_evaluation_tables(
     comparisons: list,  # pairs of variants
     pairs: dict,  # claim -> the pair of variants that tests it
     reference: str,  # the variant that others are compared with
-    draws: int = 1000,  # of scans, and as many of groups; five times as many for differences
-) -> dict[str, pd.DataFrame]:  # `metrics, patients, calibration, temperatures, reliability`, …
+    draws: int = 1000,  # of scans, and as many of groups
+) -> dict[str, pd.DataFrame]:  # `metrics, patients, decisions, calibration, temperatures`, …
     "Compute all tables of a grid's report that follow from its predictions."
     averaged = _average_variants(predictions)
     rows = {}

@@ -63,7 +63,7 @@ _RULES = (
 
 def _class_decisions(
     predictions: pd.DataFrame,  # of a model that predicts all three classes
-) -> dict[str, tuple[pd.Series, str]]:  # rule -> class of each test tile; why a rule is not complete
+) -> dict[str, tuple]:  # rule -> class of each test tile (a series), the reason if it is not complete
     "Decide every test tile by every rule."
     test = predictions[predictions.part == "test"]
     limits = _balanced_thresholds(predictions).set_index(["fold", "task"])
@@ -86,23 +86,24 @@ def _decision_row(
     test: pd.DataFrame,  # test rows
     decided: pd.Series,  # class names
 ) -> dict[str, float]:
-    "Return how well the three classes and tumor or not are decided."
+    "Return how well the three classes, tumor or not, and viable against the rest are decided."
     certain = {f"p_{name}": (decided == name).astype(float) for name in CLASSES}
     metrics = _class_metrics(test.assign(**certain))
     row = {name: metrics[name].value for name in ("accuracy", "balanced_accuracy", "f1_macro")}
-    is_tumor = test.label != "non_tumor"
-    is_viable = test.label == "viable"
-    found = decided != "non_tumor"
-    sides = dict(tumor_found=(is_tumor, found), non_tumor_left=(~is_tumor, ~found))
-    sides |= dict(viable_found=(is_viable, decided == "viable"))
-    for name, (side, right) in sides.items():
-        row[name] = _fraction(int((side & right).sum()), int(side.sum()), "").value
+    questions = dict(
+        tumor=(test.label != "non_tumor", decided != "non_tumor"),
+        viable=(test.label == "viable", decided == "viable"),
+    )
+    for name, (target, called) in questions.items():
+        found = _fraction(int((target & called).sum()), int(target.sum()), "")
+        rejected = _fraction(int((~target & ~called).sum()), int((~target).sum()), "")
+        row |= {f"{name}_sensitivity": found.value, f"{name}_specificity": rejected.value}
     return row
 
 # %% ../../nbs/evaluation/09_decisions.ipynb #59e1ab77
 def decision_table(
     predictions: pd.DataFrame,  # indexed by tile; parts `valid` and `test`
-) -> pd.DataFrame:  # indexed by rule: accuracies, macro-F1, shares of tumor, non-tumor and viable tiles, `reason`
+) -> pd.DataFrame:  # indexed by rule: accuracies, macro-F1, sensitivities, specificities, `reason`
     "Compare rules of decision on the test part; what a rule fits, it fits on validation."
     check_predictions(predictions)
     index = pd.Index(_RULES, name="rule")

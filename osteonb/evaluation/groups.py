@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.labels import CLASSES, TASKS
-from .predictions import scope_as_binary, scope_sides
+from .predictions import _seed_endings, scope_as_binary, scope_sides
 
 # %% ../../nbs/evaluation/02_groups.ipynb #dc118ce8
 def _safe_divide(
@@ -92,8 +92,8 @@ def _within_note(
     return f"{text}; left out: {_left_out_text(others, scope)}" if len(others) else text
 
 # %% ../../nbs/evaluation/02_groups.ipynb #35720742
-def _group_areas(
-    binary: pd.DataFrame,  # `fold, group, score, target`
+def _areas_of_seed(
+    binary: pd.DataFrame,  # `fold, group, score, target` of one seed, or of seeds with the same folds
     groups: list[str],  # that count
     weights: np.ndarray,  # (draws, tiles), in the order of `binary`
 ) -> np.ndarray:  # (draws, groups) AUC of each group, `NaN` where it has no pair
@@ -112,6 +112,27 @@ def _group_areas(
         areas[:, i] = _safe_divide(ordered, pairs)
     return areas
 
+
+def _mean_of_known(
+    values: np.ndarray,  # any shape, `NaN` where there is no value
+    axis: int,  # that is averaged over
+) -> np.ndarray:  # `NaN` where there is no value at all
+    "Return the mean of the values that are known."
+    return _safe_divide(np.nansum(values, axis), (~np.isnan(values)).sum(axis))
+
+
+def _group_areas(
+    binary: pd.DataFrame,  # `fold, group, score, target`; `fold_seed_0`, … where folds differ by seed
+    groups: list[str],  # that count
+    weights: np.ndarray,  # (draws, tiles), in the order of `binary`
+) -> np.ndarray:  # (draws, groups) AUC of each group, `NaN` where it has no pair
+    "Compute the AUC of each group, the mean over seeds where each has its own folds."
+    areas = []
+    for seed in _seed_endings(binary) or [""]:
+        own = binary.assign(fold=binary[f"fold{seed}"], score=binary[f"score{seed}"])
+        areas.append(_areas_of_seed(own, groups, weights))
+    return _mean_of_known(np.stack(areas), 0)
+
 # %% ../../nbs/evaluation/02_groups.ipynb #67ef3de6
 def _within_group_auc(
     binary: pd.DataFrame,  # `fold, group, score, target`, test rows only
@@ -128,8 +149,7 @@ def _within_group_auc(
         times = weights[:, [first[name][0] for name in groups]]
         areas = _group_areas(binary, groups, np.ones((1, len(binary))))
         return _safe_divide((times * areas).sum(axis=1), times.sum(axis=1))
-    areas = _group_areas(binary, groups, weights)
-    return _safe_divide(np.nansum(areas, axis=1), (~np.isnan(areas)).sum(axis=1))
+    return _mean_of_known(_group_areas(binary, groups, weights), 1)
 
 # %% ../../nbs/evaluation/02_groups.ipynb #75b77610
 _MACRO_METRICS = ("balanced_accuracy", "f1_macro", "roc_auc_macro")

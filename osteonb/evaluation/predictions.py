@@ -172,6 +172,36 @@ def predicted_classes(
     return pd.Series(names, index=predictions.index, name="decided")
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #a8b2d2a2
+def _seed_endings(
+    table: pd.DataFrame,  # predictions, or of `scope_as_binary`
+) -> list[str]:  # such as `_seed_0`; empty where all seeds have the same folds
+    "Return the endings of the columns that hold the fold and the scores of a single seed."
+    return [name.removeprefix("fold") for name in table if str(name).startswith("fold_seed_")]
+
+
+def _scope_score(
+    predictions: pd.DataFrame,  # with the three probabilities
+    scope: str,  # a task or a class
+) -> pd.Series:  # in [0, 1], same index
+    "Return the score of one yes-or-no question."
+    if scope in TASKS:
+        return _task_scores(predictions)[f"score_{scope}"]
+    return predictions[f"p_{scope}"].astype(float)
+
+
+def _scores_by_seed(
+    predictions: pd.DataFrame,  # with the three probabilities, perhaps of each seed as well
+    scope: str,  # a task or a class
+) -> dict[str, pd.Series]:  # `fold_seed_0`, `score_seed_0`, …; empty where folds are the same
+    "Return the fold and the score of every tile under each seed."
+    columns = {}
+    for seed in _seed_endings(predictions):
+        p = {name: predictions[name + seed] for name in PROBABILITY_COLUMNS}
+        columns[f"fold{seed}"] = predictions[f"fold{seed}"]
+        columns[f"score{seed}"] = _scope_score(predictions.assign(**p), scope)
+    return columns
+
+
 def scope_as_binary(
     predictions: pd.DataFrame,  # indexed by tile
     scope: str,  # a task or a class
@@ -180,18 +210,17 @@ def scope_as_binary(
     scope_sides(scope)  # raises where the scope is unknown
     if len(predictions) and _missing_head_reason(predictions, scope):
         predictions = predictions.iloc[:0]
+    score = _scope_score(predictions, scope)
     if scope in TASKS:
-        scores = _task_scores(predictions)
-        score = scores[f"score_{scope}"]
-        target = scores[f"target_{scope}"]
+        target = _task_scores(predictions)[f"target_{scope}"]
         decision = score >= 0.5
     else:
-        score = predictions[f"p_{scope}"].astype(float)
         target = predictions.label == scope
         decision = predicted_classes(predictions) == scope
     columns = dict(fold=predictions.fold, part=predictions.part)
     columns |= dict(group=add_scan_and_group(predictions).group)
     columns |= dict(score=score, target=target, decision=decision)
+    columns |= _scores_by_seed(predictions, scope)
     table = pd.DataFrame(columns, index=predictions.index)
     return table[target.notna().to_numpy()].astype(dict(target=bool, decision=bool))
 
@@ -210,9 +239,18 @@ def _check_seeds(
         _raise_for_rows(facts, facts[fact] != 1, problem)
 
 
+def _spread_seeds(
+    tested: pd.DataFrame,  # test rows of all seeds, with `tile`, `seed`, `fold`
+) -> pd.DataFrame:  # indexed by part and tile: `fold_seed_0`, `p_non_tumor_seed_0`, …
+    "Put the fold and the probabilities of each seed side by side."
+    once = tested.drop_duplicates(["tile", "seed"]).set_index(["part", "tile", "seed"])
+    wide = once[["fold", *PROBABILITY_COLUMNS]].unstack("seed")
+    return wide.set_axis([f"{name}_seed_{seed}" for name, seed in wide], axis=1)
+
+
 def _average_seeds(
     predictions: pd.DataFrame,  # indexed by tile; with `seed` and `slide`
-) -> pd.DataFrame:  # with `seeds`, how many went in, for `seed`
+) -> pd.DataFrame:  # with `seeds`, how many went in, and each seed's columns where folds differ
     "Average the seeds: one row for each fold, part and tile, and one for each test tile."
     _check_seeds(predictions)
     table = predictions.rename_axis("tile").reset_index().sort_values("seed", kind="stable")
@@ -230,7 +268,10 @@ def _average_seeds(
     means = groups[numbers].mean().assign(seeds=groups.seed.nunique())
     columns = [name for name in predictions if name != "seed"] + ["seeds"]
     rows = rows.drop(columns=[*numbers, "seed"]).join(means, on=keys)
-    return rows.set_index("tile")[columns]
+    if not folds_differ:
+        return rows.set_index("tile")[columns]
+    by_seed = _spread_seeds(tested)
+    return rows.join(by_seed, on=keys).set_index("tile")[[*columns, *by_seed]]
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #c8e588aa
 def _select_test_rows(
