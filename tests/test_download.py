@@ -8,7 +8,7 @@ from PIL import Image
 
 from osteonb.data.download import _PATHDB_COLLECTION, download_release, _tiles_on_disk
 from osteonb.synthetic.cohort import make_cohort
-from osteonb.data.tcia import read_release
+from osteonb.data.tiles import read_tiles
 
 SIZE = 64     # side of a tile: 12 kB as TIFF, while the table has 4 kB
 CALL = "import json, sys; from osteonb.data.download import download_release; root, settings = json.loads(sys.argv[1]); download_release(root, **settings)"
@@ -69,7 +69,7 @@ def check_resumed(root, settings):
     done = download_release(root, **settings)
     asked = {Path(a).stem for a in Server.asked if a.endswith(".tiff")}
     assert before and asked == set(done.index) - before == set(done.index[done.fetched])
-    tiles, excluded = read_release(root, tile_size=SIZE)
+    tiles, excluded = read_tiles(root, tile_size=SIZE)
     assert len(tiles) == len(done) and not len(excluded)
 
 

@@ -20,8 +20,8 @@ from osteonb.core.files import json_digest, read_json, write_json, write_table
 from osteonb.core.labels import CLASSES, PROBABILITY_COLUMNS
 from osteonb.core.runs import Run
 from osteonb.data.images import _IMAGE_SUFFIXES
-from osteonb.data.tcia import _SOURCE_FEATURES, RELEASE_COLUMNS, RELEASE_LABELS, _read_release_table, parse_tile_name, read_release
-from osteonb.data.tiles import _read_tile_list
+from osteonb.data.tcia import _SOURCE_FEATURES, RELEASE_COLUMNS, RELEASE_LABELS, _read_release_table, parse_tile_name
+from osteonb.data.tiles import _read_tile_list, read_tiles
 from osteonb.evaluation.metrics import evaluate
 from osteonb.evaluation.tables import _evaluate_per_patient
 from osteonb.experiments.grid import _setting_changes, _variant_configs, read_grid
@@ -327,7 +327,7 @@ def test_release(done, tmp_path_factory):
         elif what == "same table" and (root/"ML_Features.csv").exists(): shutil.copy(root/"ML_Features.csv", place/"copy.csv")
         elif what == "no table": (root/"ML_Features.csv").unlink(missing_ok=True)
         elif file.is_file() and what in ("empty", "text", "large", "grey"): file.write_bytes(dict(empty=b"", text=b"no picture", large=encoded(i, side=9), grey=encoded(i, kind="GIF"))[what])
-    found = tried(lambda: read_release(root, tile_size=8, n_jobs=1), root, "ML_", "copy.csv")
+    found = tried(lambda: read_tiles(root, tile_size=8, n_jobs=1), root, "ML_", "copy.csv")
     if found is REFUSED: return
     tiles, excluded = found
     rows = {parse_tile_name(n)["tile"] for n in NAMES}
@@ -343,7 +343,7 @@ def test_release_of_other_things(what, tmp_path):
     for path in (root/"Training-Set-1"/"set1"/"P9-B6-9-10.jpg", root/"other.csv"):
         path.unlink(missing_ok=True)
         os.mkfifo(path) if what == "pipe" else path.mkdir()
-    tiles, excluded = tried(lambda: read_release(root, tile_size=8, n_jobs=1))
+    tiles, excluded = tried(lambda: read_tiles(root, tile_size=8, n_jobs=1))
     assert len(tiles) == 4 and excluded.reason.to_dict() == {"P9-B6-9-10": "no file"}
 
 

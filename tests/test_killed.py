@@ -32,8 +32,8 @@ start.set_forkserver_preload(["osteonb.experiments.grid_runs", "osteonb.slides.a
 
 def tiles_of(data):
     "The small cohort's table."
-    from osteonb.data.tcia import read_release
-    return read_release(data, tile_size=SMALL["tile_size"], n_jobs=1)[0]
+    from osteonb.data.tiles import read_tiles
+    return read_tiles(data, tile_size=SMALL["tile_size"], n_jobs=1)[0]
 
 
 def extracting(folder, data, n_jobs=1):
@@ -192,7 +192,7 @@ def survives(job, argument, whole, kills, longest, once, places):
 
 @pytest.mark.parametrize("job, kills, share, once", [
     (extracting, 20, .7, "cache/*/*.parquet"), (extracting_in_two, 2, .8, "cache/*/*.parquet"), (embedding, 20, .7, "cache/*/*.npy"),
-    (training, 20, .7, "*/model.safetensors"), (training_augmented, 20, .7, "*/model.safetensors"), (training_views, 3, .7, "*/model.safetensors"), (comparing, 20, .5, "grid/cells/*/*/*/predictions.parquet"),
+    (training, 20, .7, "*/model.safetensors"), (training_augmented, 20, .7, "*/model.safetensors"), (training_views, 3, .7, "*/model.safetensors"), (comparing, 20, .5, "grid/runs/*/*/*/predictions.parquet"),
     (drawing, 20, .7, "cohort/*/*/*.jpg"), (drawing_in_two, 8, .8, "cohort/*/*/*.jpg")])
 def test_killed(job, kills, share, once, data, undisturbed, tmp_path):
     "A life lasts at most a share of an undisturbed run."
@@ -223,7 +223,7 @@ def dying(folder, data, job, where):
 
 @pytest.mark.parametrize("job, where", [
     (extracting, [""]), (training, ["run/"]), (training_augmented, ["run/"]), (reporting, ["predictions", "metrics", "report"]), (drawing, ["SYNTHETIC", "ML_Features"]),
-    (comparing, ["grid/cells", "grid/tiles.parquet"])])
+    (comparing, ["grid/runs", "grid/tiles.parquet"])])
 def test_killed_at_each_file(job, where, data, undisturbed, tmp_path):
     "Killed before and after each file has its name, and started again."
     whole, _ = undisturbed(job)

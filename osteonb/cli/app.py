@@ -96,9 +96,9 @@ def _parse_value(
     text: str,  # such as `3e-4` or `tile,tissue`
 ) -> Any:  # of the setting's own type
     "Read the value of one setting; raise `InputError` where the text is not of its type."
-    from osteonb.core.config import setting_type
+    from osteonb.core.config import _setting_type
 
-    kind = setting_type(name)
+    kind = _setting_type(name)
     try:
         if kind is bool:
             return dict(true=True, false=False)[text.lower()]
@@ -112,24 +112,24 @@ def _parse_settings(
     texts: list[str],  # such as `["head=flat masks=tile,tissue", "lr=3e-4"]`
 ) -> dict[str, Any]:  # setting -> value of its own type
     "Read settings; raise `InputError` for an unknown name or a value that is not of its type."
-    from osteonb.core.config import setting_names
+    from osteonb.core.config import _setting_names
 
     settings = {}
     for pair in " ".join(texts).split():
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"setting {pair!r}: wanted name=value, such as head=flat")
-        if name not in setting_names():
-            raise unknown_name_error("setting", name, setting_names())
+        if name not in _setting_names():
+            raise unknown_name_error("setting", name, _setting_names())
         settings[name] = _parse_value(name, value)
     return settings
 
 # %% ../../nbs/cli/01_app.ipynb #ffce262d
 def _measure_precision() -> str:  # `fp32` or `bf16`
     "Measure which precision is faster here, and report it."
-    from osteonb.models.embedding import fastest_precision
+    from osteonb.models.embedding import _fastest_precision
 
-    name, ratio = fastest_precision()
+    name, ratio = _fastest_precision()
     message = "precision=%s: bf16 is %.1f times as fast as fp32 on this machine"
     logging.getLogger("osteonb").info(message, name, ratio)
     return name

@@ -16,7 +16,7 @@ from osteonb.cli import (  # noqa: F401  each registers its subcommands
 from .app import _app
 
 # %% ../../nbs/cli/07_entry.ipynb #6635d09b
-_ORDER = (
+_COMMAND_ORDER = (
     *("run", "synthesize", "download", "features", "train", "predict", "evaluate"),
     *("audit", "experiment", "slide", "explain", "export", "benchmark"),
 )
@@ -24,5 +24,5 @@ _ORDER = (
 
 def main() -> None:
     "Run the command that `sys.argv` holds."
-    _app.registered_commands.sort(key=lambda command: _ORDER.index(command.name))
+    _app.registered_commands.sort(key=lambda command: _COMMAND_ORDER.index(command.name))
     _app()

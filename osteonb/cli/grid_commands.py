@@ -69,7 +69,7 @@ def _experiment(
     _print_grid(page.parent)
     typer.echo(f"\nReport: {page}")
 
-# %% ../../nbs/cli/04_grid_commands.ipynb #86af4dc4
+# %% ../../nbs/cli/04_grid_commands.ipynb #2bf10796
 def _benchmark_config(
     backbone: str,
     image_size: int,  # pixels
@@ -88,6 +88,20 @@ def _benchmark_config(
     )
 
 
+def _check_benchmark(
+    steps: list[str],  # of `--steps`
+    n_tiles: int,  # of `--n-tiles`
+) -> None:
+    "Raise `InputError` for an unknown step, or tiles that do not fill whole batches."
+    from osteonb.experiments.throughput import _BENCHMARK_STEPS
+
+    for step in steps:
+        if step not in _BENCHMARK_STEPS:
+            raise unknown_name_error("step", step, _BENCHMARK_STEPS)
+    if n_tiles < 16 or n_tiles % 16:
+        raise InputError(f"--n-tiles: got {n_tiles}, wanted a multiple of 16, the batch")
+
+# %% ../../nbs/cli/04_grid_commands.ipynb #3ff795fb
 @_command
 def _benchmark(
     backbone: Annotated[
@@ -121,14 +135,10 @@ def _benchmark(
     _use_device(device)
     from osteonb.core.files import write_table
     from osteonb.data.tiles import read_tiles
-    from osteonb.experiments.throughput import BENCHMARK_STEPS, _device_name, run_benchmark
+    from osteonb.experiments.throughput import _device_name, run_benchmark
     from osteonb.synthetic.cohort import make_cohort
 
-    for step in steps.split(","):
-        if step not in BENCHMARK_STEPS:
-            raise unknown_name_error("step", step, BENCHMARK_STEPS)
-    if n_tiles < 16 or n_tiles % 16:
-        raise InputError(f"--n-tiles: got {n_tiles}, wanted a multiple of 16, the batch")
+    _check_benchmark(steps.split(","), n_tiles)
     config = _benchmark_config(backbone, image_size, precision, compile_backbone)
     with tempfile.TemporaryDirectory() as folder:
         tiles = read_tiles(make_cohort(Path(folder) / "cohort", scale=0.2, n_jobs=n_jobs))[0]

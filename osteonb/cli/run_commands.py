@@ -6,8 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/cli/03_run_commands.ipynb #22894b28
+import inspect
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Callable
 
 import typer
 
@@ -30,7 +32,39 @@ from osteonb.cli.app import (
 )
 from ..core.errors import InputError
 
-# %% ../../nbs/cli/03_run_commands.ipynb #4dfdaeaf
+# %% ../../nbs/cli/03_run_commands.ipynb #e6027703
+def _run_options(
+    out: _Out,
+    data: _Data = None,
+    test_group: _TestGroup = None,
+    test_patient: _TestPatient = None,
+    preset: _Preset = None,
+    config: _ConfigFile = None,
+    settings: _Set = [],
+    cache: _Cache = None,
+    device: _Device = "auto",
+    n_jobs: _Jobs = None,
+) -> tuple:  # `output_dir, config, data, cache_dir, n_jobs`, in the order of `run` and `train_run`
+    "Choose the device and the configuration that the options of a run specify."
+    _use_device(device)
+    chosen = _make_config(data, preset, test_group or test_patient, settings, config)
+    return out, chosen, data, cache, n_jobs
+
+
+def _with_run_options(
+    job: Callable,  # takes what `_run_options` returns
+) -> Callable:  # takes the options
+    "Give a job the options of a run, so that `run` and `train` have the same."
+
+    @wraps(job)
+    def run(**options) -> None:
+        job(*_run_options(**options))
+
+    run.__signature__ = inspect.signature(_run_options)
+    run.__annotations__ = _run_options.__annotations__
+    return run
+
+# %% ../../nbs/cli/03_run_commands.ipynb #9160de4d
 def _print_results(
     metrics: Any,  # a table, of `evaluate`
     run_folder: Path,
@@ -46,55 +80,42 @@ def _print_results(
         typer.echo(f"{name.strip()}: {remark}")
     typer.echo(f"\nReport: {Run(run_folder).file('report')}")
 
-
+# %% ../../nbs/cli/03_run_commands.ipynb #221df8b3
 @_command
+@_with_run_options
 def _run(
-    out: _Out,
-    data: _Data = None,
-    test_group: _TestGroup = None,
-    test_patient: _TestPatient = None,
-    preset: _Preset = None,
-    config: _ConfigFile = None,
-    settings: _Set = [],
-    cache: _Cache = None,
-    device: _Device = "auto",
-    n_jobs: _Jobs = None,
+    out: Path,
+    config: Any,  # a `Config`
+    data: Path | None,
+    cache: Path | None,
+    n_jobs: int | None,
 ) -> None:
     "Read, split, measure, train, predict, evaluate: from tiles to a report."
-    _use_device(device)
-    chosen = _make_config(data, preset, test_group or test_patient, settings, config)
     from osteonb.experiments.pipeline import run
 
-    _print_results(run(out, chosen, data, cache, n_jobs), out)
+    _print_results(run(out, config, data, cache, n_jobs), out)
 
 # %% ../../nbs/cli/03_run_commands.ipynb #01eee684
 @_command
+@_with_run_options
 def _train(
-    out: _Out,
-    data: _Data = None,
-    test_group: _TestGroup = None,
-    test_patient: _TestPatient = None,
-    preset: _Preset = None,
-    config: _ConfigFile = None,
-    settings: _Set = [],
-    cache: _Cache = None,
-    device: _Device = "auto",
-    n_jobs: _Jobs = None,
+    out: Path,
+    config: Any,  # a `Config`
+    data: Path | None,
+    cache: Path | None,
+    n_jobs: int | None,
 ) -> None:
     "Read, split, measure and train; resumes where it was interrupted."
-    _use_device(device)
-    chosen = _make_config(data, preset, test_group or test_patient, settings, config)
     from osteonb.core.runs import Run
     from osteonb.experiments.pipeline import train_run
     from osteonb.models.training import is_worker_process
 
-    finished = Run(train_run(out, chosen, data, cache, n_jobs))
-    if is_worker_process(chosen):
+    finished = Run(train_run(out, config, data, cache, n_jobs))
+    if is_worker_process(config):
         return
-    if chosen.model.estimator != "network":
-        typer.echo(
-            f"The baseline {chosen.model.estimator!r} is fitted by: osteonb predict {finished.path}"
-        )
+    if config.model.estimator != "network":
+        name = config.model.estimator
+        typer.echo(f"The baseline {name!r} is fitted by: osteonb predict {finished.path}")
         return
     typer.echo(f"{finished.history.valid_auc.max():.3f} best validation AUC")
     typer.echo(f"Model: {finished.file('model')}")

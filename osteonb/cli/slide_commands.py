@@ -69,7 +69,7 @@ def _print_shift(
         f"{errors.left_out:.1f} with the shift of the others. For other slides: --shift {shift:.2f}"
     )
 
-# %% ../../nbs/cli/06_slide_commands.ipynb #56b937ed
+# %% ../../nbs/cli/06_slide_commands.ipynb #e10aa23d
 def _analyze_folder(
     slides: Path,  # a folder of slides
     model: Path,  # a run folder
@@ -100,7 +100,7 @@ def _analyze_folder(
     typer.echo(f"\nTables: {', '.join(map(str, tables))}")
     return not len(failed)
 
-
+# %% ../../nbs/cli/06_slide_commands.ipynb #e4583781
 @_command
 def _slide(
     slides: Annotated[

@@ -193,10 +193,10 @@ def compute_table_rows(
         for group, values in compute(some, groups).items():
             caches[group].add(some.sha256, values)
             known[group].append(values.set_axis(pd.Index(some.sha256, name="sha256")))
-    return {group: _rows_of(tables, tiles) for group, tables in known.items()}
+    return {group: _select_rows(tables, tiles) for group, tables in known.items()}
 
 
-def _rows_of(
+def _select_rows(
     tables: list[pd.DataFrame],  # indexed by digest
     tiles: pd.DataFrame,  # indexed by tile, with `sha256`
 ) -> pd.DataFrame:  # indexed by tile, in the order of `tiles`

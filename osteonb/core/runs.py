@@ -23,7 +23,7 @@ from osteonb.core.files import (
     write_json,
     write_table,
 )
-from .labels import CLASSES, PROBABILITY_COLUMNS
+from .labels import CLASSES, PROBABILITY_COLUMNS, add_scan_and_group
 
 # %% ../../nbs/core/07_runs.ipynb #df29632a
 _RUN_FILES = {
@@ -52,8 +52,6 @@ _COLUMNS = dict(
     folds=("fold", "part"),
     predictions=("fold", "seed", "patient", "slide", "label", *PROBABILITY_COLUMNS),
 )
-# columns that older folders lack -> the column that takes their place
-_SUBSTITUTES = dict(scan="slide", group="patient")
 
 # %% ../../nbs/core/07_runs.ipynb #5f30deed
 def _path_inside(
@@ -74,11 +72,11 @@ def _settings_differ_error(
     asked: Config,  # of the run that is wanted
 ) -> InputError | None:  # None where they are the same
     "Return an error that names the first setting that differs."
-    there = {"preset": begun.preset} | begun.flat()
-    now = {"preset": asked.preset} | asked.flat()
-    for name in now:
-        if there[name] != now[name]:
-            differ = f"{name}: {there[name]!r} there, {now[name]!r} now"
+    begun_settings = {"preset": begun.preset} | begun.flat()
+    asked_settings = {"preset": asked.preset} | asked.flat()
+    for name in asked_settings:
+        if begun_settings[name] != asked_settings[name]:
+            differ = f"{name}: {begun_settings[name]!r} there, {asked_settings[name]!r} now"
             fix = "choose another folder or delete it"
             return InputError(f"{path}: holds a run with other settings ({differ}); {fix}")
     return None
@@ -93,7 +91,7 @@ def _known_name(
         raise unknown_name_error("file of a run", name, _FILE_NAMES)
     return known
 
-# %% ../../nbs/core/07_runs.ipynb #23f5e5dc
+# %% ../../nbs/core/07_runs.ipynb #6f720a71
 @dataclass(frozen=True, repr=False)
 class _RunFolder:
     "Find and write the files of a run folder."
@@ -125,6 +123,10 @@ class _RunFolder:
         old = self.path_of(_OLD_FILE_NAMES.get(known, known))
         return old if old.exists() and not path.exists() else path
 
+# %% ../../nbs/core/07_runs.ipynb #daec41d8
+class _RunFiles(_RunFolder):
+    "Write the files of a run folder, and show which of them there are."
+
     def write(
         self,
         name: str,  # of a file in `_RUN_FILES`, with or without its ending
@@ -145,8 +147,8 @@ class _RunFolder:
 
     def __repr__(self) -> str:
         "Name the folder and the files that are there."
-        there = [name for name in _RUN_FILES if (self.path / name).exists()]
-        return f"{type(self).__name__} {self.path.name!r}: {', '.join(there) or 'no files'}"
+        present = [name for name in _RUN_FILES if (self.path / name).exists()]
+        return f"{type(self).__name__} {self.path.name!r}: {', '.join(present) or 'no files'}"
 
     def _repr_markdown_(self) -> str:
         "Return a table of the files that are there, for notebooks."
@@ -156,20 +158,6 @@ class _RunFolder:
             if path.exists():
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
         return "\n".join(rows)
-
-# %% ../../nbs/core/07_runs.ipynb #4c3ebec7
-def _with_groups(
-    table: pd.DataFrame,  # tiles or predictions, with `patient` and `slide`
-) -> pd.DataFrame:  # with `scan` and `group` after `slide`
-    "Return a table with scans and groups; names take their place where an older folder has none."
-    table = table.copy()
-    for name, substitute in _SUBSTITUTES.items():
-        if name not in table:
-            values = table[substitute]
-            table.insert(table.columns.get_loc("slide") + 1, name, values)
-    first = list(table.columns[: table.columns.get_loc("slide") + 1])
-    others = [name for name in table if name not in (*first, *_SUBSTITUTES)]
-    return table[[*first, *_SUBSTITUTES, *others]]
 
 # %% ../../nbs/core/07_runs.ipynb #wt000002
 def _wrong_table(
@@ -189,37 +177,9 @@ def _wrong_table(
         return f"a value that is no number in column {words[0]!r}" if words else ""
     return ""
 
-# %% ../../nbs/core/07_runs.ipynb #4ee0e926
-class Run(_RunFolder):
-    "Read and write a run folder: its settings, its tables and its other files."
-
-    @classmethod
-    def check(
-        cls,
-        path: "str | Path | Run",  # the folder that a run is to use
-        config: Config,  # what the run is to do
-    ) -> None:
-        "Raise an `InputError` for a folder with a run of other settings, or with files of no run."
-        run = cls(path)
-        begun = run.file("config").exists()
-        if contains_files(run.path) and not begun:
-            fix = "choose an empty or a new folder"
-            raise InputError(f"{run.path}: holds something that is no run; {fix}")
-        if begun and (error := _settings_differ_error(run.path, run.config, config)):
-            raise error
-
-    @classmethod
-    def open(
-        cls,
-        path: "str | Path | Run",  # the folder; made where it does not exist
-        config: Config,  # what the run is to do
-    ) -> "Run":  # with `config.json` in its folder
-        "Begin a run, or resume one with the same settings; raise `InputError` as `check`."
-        cls.check(path, config)
-        run = cls(path)
-        if not run.file("config").exists():
-            run.write("config", config.to_dict())
-        return run
+# %% ../../nbs/core/07_runs.ipynb #46c7c0c8
+class _RunTables(_RunFiles):
+    "Read the settings and the tables of a run folder."
 
     @cached_property
     def config(self) -> Config:
@@ -266,6 +226,46 @@ class Run(_RunFolder):
         "Read the metrics."
         return read_json(self.file("metrics"))
 
+    def _table(
+        self,
+        name: str,  # of a table in `_RUN_FILES`
+    ) -> pd.DataFrame:
+        "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
+        table = read_table(self.file(name), _COLUMNS.get(name, ()))
+        return add_scan_and_group(table) if name in ("tiles", "predictions") else table
+
+# %% ../../nbs/core/07_runs.ipynb #1ae6d77c
+class Run(_RunTables):
+    "Read and write a run folder: its settings, its tables and its other files."
+
+    @classmethod
+    def check(
+        cls,
+        path: "str | Path | Run",  # the folder that a run is to use
+        config: Config,  # what the run is to do
+    ) -> None:
+        "Raise an `InputError` for a folder with a run of other settings, or with files of no run."
+        run = cls(path)
+        begun = run.file("config").exists()
+        if contains_files(run.path) and not begun:
+            fix = "choose an empty or a new folder"
+            raise InputError(f"{run.path}: holds something that is no run; {fix}")
+        if begun and (error := _settings_differ_error(run.path, run.config, config)):
+            raise error
+
+    @classmethod
+    def open(
+        cls,
+        path: "str | Path | Run",  # the folder; made where it does not exist
+        config: Config,  # what the run is to do
+    ) -> "Run":  # with `config.json` in its folder
+        "Begin a run, or resume one with the same settings; raise `InputError` as `check`."
+        cls.check(path, config)
+        run = cls(path)
+        if not run.file("config").exists():
+            run.write("config", config.to_dict())
+        return run
+
     def load_tables(
         self,
     ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # in the order of the tiles
@@ -282,11 +282,3 @@ class Run(_RunFolder):
             tables["folds"].loc[order],
             None if features is None else features.loc[order],
         )
-
-    def _table(
-        self,
-        name: str,  # of a table in `_RUN_FILES`
-    ) -> pd.DataFrame:
-        "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
-        table = read_table(self.file(name), _COLUMNS.get(name, ()))
-        return _with_groups(table) if name in ("tiles", "predictions") else table

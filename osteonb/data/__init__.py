@@ -11,11 +11,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "tcia": ["read_release"],
-        "tiles": ["read_tiles", "read_unlabeled_tiles"],
+        "tiles": ["class_counts", "read_tiles", "read_unlabeled_tiles"],
         "download": ["CITATION", "DownloadError", "download_release"],
         "splits": [
-            "class_counts",
             "hold_out_group",
             "leave_one_group_out",
             "leave_one_patient_out",

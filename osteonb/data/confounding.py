@@ -49,7 +49,7 @@ def _patient_entanglement(
     return pd.DataFrame(rows, columns=["fold", "task", "n", "patient_alone", "majority", "reason"])
 
 # %% ../../nbs/data/12_confounding.ipynb #4c64cb04
-def _deal_scans(
+def _assign_scans_to_folds(
     tiles: pd.DataFrame,  # with `group` and `scan`; at least two scans of each group
     seed: int,  # decides the order of the scans
 ) -> np.ndarray:  # (n,) number of each tile's fold, from 0; at most five folds
@@ -74,7 +74,7 @@ def _recognize_group(
     )
     groups = tiles.group.astype("category").cat.codes.to_numpy(int)
     values = features.replace([np.inf, -np.inf], np.nan).to_numpy(float)
-    splitter = PredefinedSplit(_deal_scans(tiles, seed))
+    splitter = PredefinedSplit(_assign_scans_to_folds(tiles, seed))
     predicted = cross_val_predict(model, values, groups, cv=splitter)
     return float(balanced_accuracy_score(groups, predicted))
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.cache import compute_table_rows
 from ..core.errors import InputError
-from .landmarks import _find_similar_pairs, _GRID_SIDE, _gray_grid
+from .landmarks import _GRID_SIDE, _find_similar_pairs, _gray_grid
 
 # %% ../../nbs/data/11_copies.ipynb #b37e60d3
 _THUMBNAIL_PX = 256  # side of the reduced image, pixels
@@ -146,10 +146,10 @@ def _find_exact_pairs(
 
 
 def _find_near_duplicates(
-    tiles: pd.DataFrame,  # with `path`, `sha256`, and the columns in `about`; indexed by tile
+    tiles: pd.DataFrame,  # with `path`, `sha256`, and the columns in `columns`; indexed by tile
     grids: np.ndarray,  # (n, 128, 128) gray levels of those with an image, of `_load_thumbnails`
-    about: tuple[str, ...] = ("patient", "slide", "label"),  # columns to give for both tiles
-) -> pd.DataFrame:  # `tile_a, tile_b, kind, share, correlation`; then `about` for both
+    columns: tuple[str, ...] = ("patient", "slide", "label"),  # columns to give for both tiles
+) -> pd.DataFrame:  # `tile_a, tile_b, kind, share, correlation`; then `columns` for both
     "Find pairs of tiles that are copies, exact ones first, then those that share most."
     chosen = tiles[_has_image(tiles)]
     exact = dict.fromkeys(_find_exact_pairs(chosen))  # in order, and quick to look up
@@ -165,7 +165,7 @@ def _find_near_duplicates(
     b = chosen.iloc[found.j]
     pairs = dict(tile_a=a.index, tile_b=b.index)
     pairs |= {name: found[name].to_numpy() for name in ("kind", "share", "correlation")}
-    for column in about:
+    for column in columns:
         pairs[f"{column}_a"] = a[column].to_numpy()
         pairs[f"{column}_b"] = b[column].to_numpy()
     return pd.DataFrame(pairs)

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.errors import abbreviate, unknown_name_error
 from ..core.labels import CLASSES, TITLES
 from .confounding import _gap_closed
-from .overlaps import _describe_parts, _label_agreement, _TWICE_LABELED_SHARE
+from .overlaps import _TWICE_LABELED_SHARE, _describe_parts, _label_agreement
 from .splits import _PART_NAMES
 
 # %% ../../nbs/data/13_findings.ipynb #d1cff1c8
@@ -127,23 +127,23 @@ _SHARED_CHECKS = dict(  # what is shared -> name of the check, and sentence wher
 
 def _shared_finding(
     shared: pd.DataFrame,  # of `_find_shared`
-    what: str,  # tile, scan or group
+    unit: str,  # tile, scan or group
 ) -> dict[str, str | int]:
     "Report tiles, scans or groups that are in two parts."
-    check, fine = _SHARED_CHECKS[what]
-    leaks = shared[(shared.what == what) & (shared.verdict == "leak")]
+    check, fine = _SHARED_CHECKS[unit]
+    leaks = shared[(shared.what == unit) & (shared.verdict == "leak")]
     if leaks.empty:
         return _finding(check, "fine", 0, fine)
     sums = leaks.groupby("parts", sort=False).n.sum()
     counts = ", ".join(f"{n} in {parts}" for parts, n in sums.items())
     folds = _count_noun(leaks.fold.nunique(), "fold")
     first = leaks.iloc[0]
-    text = f"{what}s in two parts, counted over {folds}: {counts}"
+    text = f"{unit}s in two parts, counted over {folds}: {counts}"
     text += f"; such as {first.which} in fold {first.fold}"
     return _finding(check, "leak", leaks.n.sum(), text)
 
 # %% ../../nbs/data/13_findings.ipynb #d949c2a1
-def _describe_apart(
+def _describe_separated_pairs(
     pairs: pd.DataFrame,  # with `across`, the text of `_separated_pairs`
 ) -> str:  # such as "in different parts: 2 in training and test"
     "Count the pairs that are in different parts."
@@ -175,7 +175,7 @@ def _overlap_finding(
         n_slides = (same.slide_a != same.slide_b).sum()
         n_patients = (same.patient_a != same.patient_b).sum()
         text += f", {n_slides or 'none'} of two slide names and {n_patients or 'none'} "
-        text += f"of two patients; {_describe_apart(same)}"
+        text += f"of two patients; {_describe_separated_pairs(same)}"
     if n_unseen:
         text += f"; {_count_noun(n_unseen, 'pair')} could not be compared by pixels"
     if n_unplaced:
@@ -229,7 +229,7 @@ def _copy_finding(
     verdict = "fine"
     if n_pairs:
         n_groups = (pairs.group_a != pairs.group_b).sum()
-        text += f", {n_groups or 'none'} of different groups; {_describe_apart(pairs)}"
+        text += f", {n_groups or 'none'} of different groups; {_describe_separated_pairs(pairs)}"
         verdict = "leak" if (pairs.across != "").any() else "warning"
     return _finding(check, verdict, n_pairs, text + _describe_unseen(n_tiles - n_images))
 
@@ -341,7 +341,7 @@ def _list_findings(
             _groups_finding(tables["scans"], *names, n_compared, n_tiles),
             _spelling_finding(tables["spellings"]),
             _unassigned_finding(tiles, folds),
-            *(_shared_finding(tables["shared"], what) for what in _SHARED_CHECKS),
+            *(_shared_finding(tables["shared"], unit) for unit in _SHARED_CHECKS),
             _overlap_finding(tables["overlaps"], (~is_placed).sum(), n_tiles),
             _agreement_finding(tables["overlaps"]),
             _copy_finding(tables["duplicates"], "exact", n_images, n_tiles),
@@ -350,6 +350,6 @@ def _list_findings(
             _training_finding(tables["untrainable"]),
             _missing_class_finding(tables["parts"]),
             _entanglement_finding(tables["entanglement"]),
-            _recognition_finding(tables["recognised"]),
+            _recognition_finding(tables["recognized"]),
         ]
     )

@@ -188,7 +188,7 @@ def _count_votes(
         counted.append(offsets[offsets.votes >= _MIN_VOTES].reset_index())
     return pd.concat(counted, ignore_index=True)[["i", "j", "votes", "dy", "dx"]]
 
-# %% ../../nbs/data/09_landmarks.ipynb #c3330e79
+# %% ../../nbs/data/09_landmarks.ipynb #05af5e6b
 _MIN_LANDMARKS = 8  # of a tile, for a claim
 
 
@@ -204,7 +204,7 @@ def _join_landmarks(
     samples = np.concatenate([found.samples for found in by_tile])[enough]
     return tile, _Landmarks(position, bright, np.ascontiguousarray(samples.T))
 
-
+# %% ../../nbs/data/09_landmarks.ipynb #81dec88c
 def _match_landmarks(
     tile: np.ndarray,  # (n,) of each landmark
     marks: _Landmarks,  # of all tiles
@@ -228,7 +228,7 @@ def _match_landmarks(
     a, b, offset = a[large], b[large], offset[large]
     return pd.DataFrame(dict(i=tile[a], j=tile[b], dy=offset[:, 0], dx=offset[:, 1]))
 
-
+# %% ../../nbs/data/09_landmarks.ipynb #70be8cd8
 def _find_candidates(
     grids: np.ndarray,  # (n, _GRID_SIDE, _GRID_SIDE), gray levels
 ) -> pd.DataFrame:  # `i, j, votes, dy, dx, turn`; one row a pair, the offset with most votes

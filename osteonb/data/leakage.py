@@ -25,11 +25,10 @@ from osteonb.data.splits import (
     _check_folds,
     _class_codes,
     _part_counts,
-    class_counts,
     find_untrainable_tasks,
     leave_one_group_out,
 )
-from .tiles import _find_spellings
+from .tiles import _find_spellings, class_counts
 
 # %% ../../nbs/data/14_leakage.ipynb #03eae8a6
 def _check_tiles(
@@ -79,7 +78,7 @@ class Audit(NamedTuple):
     duplicates: pd.DataFrame  # pairs of tiles that are copies
     blank: pd.DataFrame  # tiles with little content
     entanglement: pd.DataFrame  # how well the patient alone predicts each task
-    recognised: pd.DataFrame  # how well the features predict the group
+    recognized: pd.DataFrame  # how well the features predict the group
 
     @property
     def leaks(self) -> bool:
@@ -134,6 +133,6 @@ def audit(
         duplicates=duplicates.assign(across=_separated_pairs(duplicates, folds)),
         blank=_find_blank_tiles(tiles, content),
         entanglement=_patient_entanglement(tiles, folds),
-        recognised=_group_recognition(tiles, features, seed),
+        recognized=_group_recognition(tiles, features, seed),
     )
     return Audit(_list_findings(tiles, folds, tables, _has_image(tiles)), **tables)

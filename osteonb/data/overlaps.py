@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core.errors import InputError, abbreviate
 from .comparison import _shows_same_pixels
 from .copies import _has_image, _load_thumbnails
-from .landmarks import _find_similar_pairs, _GRID_SIDE
+from .landmarks import _GRID_SIDE, _find_similar_pairs
 from osteonb.data.positions import (
     _compare_near,
     _count_near_pairs,
@@ -99,7 +99,45 @@ def _candidate_pairs(
     joined = _join_names(sorted(set(tiles.slide)), slides.tolist())
     return _near_pairs_within(corners, tiles.slide.map(joined).to_numpy(), footprint)
 
-# %% ../../nbs/data/10_overlaps.ipynb #fc0cc50d
+# %% ../../nbs/data/10_overlaps.ipynb #f4644978
+def _compare_placed(
+    tiles: pd.DataFrame,  # with `slide`, `x`, `y`; `path` for images
+    footprint: float,  # side of a tile, slide pixels
+    cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # pairs, offsets, and what the pixels tell
+    "Compare the tiles that lie near each other; without images list those of one slide."
+    pairs = _candidate_pairs(tiles, footprint, cache_dir)
+    visible = _has_image(tiles).to_numpy()[pairs].all(1)
+    slides = tiles.slide.to_numpy(object)[pairs]
+    listed = visible | (slides[:, 0] == slides[:, 1])
+    pairs = pairs[listed]
+    visible = visible[listed]
+    compared = np.full((len(pairs), 2), np.nan)
+    compared[visible] = _compare_near(tiles, pairs[visible], footprint, cache_dir)
+    corners = tiles[["x", "y"]].to_numpy(float)
+    return pairs, corners[pairs[:, 1]] - corners[pairs[:, 0]], compared
+
+# %% ../../nbs/data/10_overlaps.ipynb #fd39e18c
+def _search_unplaced(
+    tiles: pd.DataFrame,  # with `x`, `y`; `path` for images
+    footprint: float,  # side of a tile, slide pixels
+    cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as `_compare_placed` returns them
+    "Search by landmarks for pairs of which at least one tile has no position."
+    with_image = np.flatnonzero(_has_image(tiles))
+    unplaced = tiles[["x", "y"]].isna().any(axis=1).to_numpy()
+    if not unplaced[with_image].any():
+        return np.empty((0, 2), int), np.empty((0, 2)), np.empty((0, 2))
+    grids = _load_thumbnails(tiles.iloc[with_image], cache_dir=cache_dir)[1]
+    found = _find_similar_pairs(grids)
+    pairs = with_image[found[["i", "j"]].to_numpy(int)]
+    new = unplaced[pairs].any(1)
+    offsets = found[["dx", "dy"]].to_numpy(float) * footprint / _GRID_SIDE
+    texture = found.correlation.to_numpy(float)  # holds no slow changes, so it is the detail too
+    compared = np.stack([texture, texture], axis=1)
+    return pairs[new], offsets[new], compared[new]
+
+# %% ../../nbs/data/10_overlaps.ipynb #18559ee1
 def _make_pairs_table(
     tiles: pd.DataFrame,  # with `slide`, `patient`, `x`, `y` and `label`, indexed by tile
     pairs: np.ndarray,  # (n, 2) positions in the table
@@ -120,44 +158,6 @@ def _make_pairs_table(
     columns |= dict(label_a=a.label.to_numpy(), label_b=b.label.to_numpy())
     table = pd.DataFrame(columns)
     return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
-
-
-def _compare_placed(
-    tiles: pd.DataFrame,  # with `slide`, `x`, `y`; `path` for images
-    footprint: float,  # side of a tile, slide pixels
-    cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # pairs, offsets, and what the pixels tell
-    "Compare the tiles that lie near each other; without images list those of one slide."
-    pairs = _candidate_pairs(tiles, footprint, cache_dir)
-    visible = _has_image(tiles).to_numpy()[pairs].all(1)
-    slides = tiles.slide.to_numpy(object)[pairs]
-    listed = visible | (slides[:, 0] == slides[:, 1])
-    pairs = pairs[listed]
-    visible = visible[listed]
-    compared = np.full((len(pairs), 2), np.nan)
-    compared[visible] = _compare_near(tiles, pairs[visible], footprint, cache_dir)
-    corners = tiles[["x", "y"]].to_numpy(float)
-    return pairs, corners[pairs[:, 1]] - corners[pairs[:, 0]], compared
-
-
-def _search_unplaced(
-    tiles: pd.DataFrame,  # with `x`, `y`; `path` for images
-    footprint: float,  # side of a tile, slide pixels
-    cache_dir: str | Path | None,  # folder shared by runs; None keeps nothing
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as `_compare_placed` returns them
-    "Search by landmarks for pairs of which at least one tile has no position."
-    with_image = np.flatnonzero(_has_image(tiles))
-    unplaced = tiles[["x", "y"]].isna().any(axis=1).to_numpy()
-    if not unplaced[with_image].any():
-        return np.empty((0, 2), int), np.empty((0, 2)), np.empty((0, 2))
-    grids = _load_thumbnails(tiles.iloc[with_image], cache_dir=cache_dir)[1]
-    found = _find_similar_pairs(grids)
-    pairs = with_image[found[["i", "j"]].to_numpy(int)]
-    new = unplaced[pairs].any(1)
-    offsets = found[["dx", "dy"]].to_numpy(float) * footprint / _GRID_SIDE
-    texture = found.correlation.to_numpy(float)  # holds no slow changes, so it is the detail too
-    compared = np.stack([texture, texture], axis=1)
-    return pairs[new], offsets[new], compared[new]
 
 
 def find_overlaps(

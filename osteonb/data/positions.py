@@ -107,13 +107,13 @@ def _compare_near(
     return compared
 
 # %% ../../nbs/data/08_positions.ipynb #dae9a989
-_CELLS = 16  # in a footprint
-_BLOCK = 4  # cells
+_CELLS_PER_FOOTPRINT = 16  # along a side
+_BLOCK_CELLS = 4  # along a side
 _BLOCK_BITS = 24
 _MIN_BLOCK_DEVIATION = 2.0  # gray levels; a flatter block has no hash
-_MAX_PLACE = 2**19  # rows and columns of the grid
+_MAX_GRID_POSITION = 2**19  # rows and columns of the grid
 # pairs of cells of a block whose brightness is compared, one for each bit
-_CELL_PAIRS = np.array(list(itertools.permutations(range(_BLOCK**2), 2)))
+_CELL_PAIRS = np.array(list(itertools.permutations(range(_BLOCK_CELLS**2), 2)))
 _COMPARED_CELLS = np.random.default_rng(0).permutation(_CELL_PAIRS)[:_BLOCK_BITS]
 _BIT_WEIGHTS = 2.0 ** np.arange(_BLOCK_BITS)
 
@@ -123,7 +123,7 @@ def _mean_cells(
     start: np.ndarray,  # (2,) x and y of the first whole cell, pixels of the tile
 ) -> np.ndarray:  # (15, 15)
     "Average the gray levels in the cells of the grid that lie inside a tile."
-    edges = start[:, None] + np.arange(_CELLS) * len(gray) / _CELLS
+    edges = start[:, None] + np.arange(_CELLS_PER_FOOTPRINT) * len(gray) / _CELLS_PER_FOOTPRINT
     columns, rows = np.rint(edges).astype(int)
     inside = gray[rows[0] : rows[-1], columns[0] : columns[-1]].astype(np.float32)
     sums = np.add.reduceat(inside, columns[:-1] - columns[0], axis=1)
@@ -138,27 +138,28 @@ def _hash_places(
 ) -> np.ndarray:  # (n,) int64, at most 36
     "Hash what the blocks of a tile look like, together with their place on the slide."
     gray = _read_gray(path)
-    if min(gray.shape) < _CELLS:
+    if min(gray.shape) < _CELLS_PER_FOOTPRINT:
         return np.empty(0, np.int64)
-    cell = footprint / _CELLS
+    cell = footprint / _CELLS_PER_FOOTPRINT
     first = np.ceil(corner / cell)
     means = _mean_cells(gray, (first * cell - corner) * len(gray) / footprint)
-    blocks = np.lib.stride_tricks.sliding_window_view(means, (_BLOCK, _BLOCK))
+    blocks = np.lib.stride_tricks.sliding_window_view(means, (_BLOCK_CELLS, _BLOCK_CELLS))
     skip_column, skip_row = first.astype(int) % 2  # blocks begin at even rows and columns
     blocks = blocks[skip_row::2, skip_column::2]
     flat = blocks.reshape(*blocks.shape[:2], -1)
     is_brighter = flat[..., _COMPARED_CELLS[:, 0]] > flat[..., _COMPARED_CELLS[:, 1]]
     look = is_brighter.astype(float) @ _BIT_WEIGHTS
-    column, row = (np.ceil(first / 2)[:, None].astype(int) + np.arange(len(look))) % _MAX_PLACE
-    places = row[:, None] * _MAX_PLACE + column
+    start = np.ceil(first / 2)[:, None].astype(int)
+    column, row = (start + np.arange(len(look))) % _MAX_GRID_POSITION
+    places = row[:, None] * _MAX_GRID_POSITION + column
     textured = flat.std(-1) >= _MIN_BLOCK_DEVIATION
     return (places * 2**_BLOCK_BITS + look.astype(np.int64))[textured]
 
 # %% ../../nbs/data/08_positions.ipynb #4f3ded6c
-_MAX_BUCKET = 30  # places of one hash
+_MAX_PLACES_PER_HASH = 30  # places of one hash
 
 
-def _pair_equal(
+def _pair_equal_hashes(
     hashes: np.ndarray,  # (k,)
 ) -> np.ndarray:  # (m, 2) positions i < j
     "Pair the positions of equal numbers, unless too many are equal."
@@ -166,10 +167,10 @@ def _pair_equal(
     ranked = hashes[order]
     starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))[: len(ranked)]
     size = np.diff(np.append(starts, len(ranked)))
-    paired = np.repeat((size > 1) & (size <= _MAX_BUCKET), size)
+    paired = np.repeat((size > 1) & (size <= _MAX_PLACES_PER_HASH), size)
     order, ranked = order[paired], ranked[paired]
     pairs = [np.empty((0, 2), int)]
-    for step in range(1, _MAX_BUCKET):
+    for step in range(1, _MAX_PLACES_PER_HASH):
         equal = np.flatnonzero(ranked[step:] == ranked[:-step])
         pairs.append(np.stack([order[equal], order[equal + step]], axis=1))
     return np.concatenate(pairs)
@@ -195,7 +196,7 @@ def _link_places(
     done = joblib.Parallel(n_jobs=-1, prefer="threads")(map(joblib.delayed(hash_some), blocks))
     hashes = list(itertools.chain.from_iterable(done))
     tile = np.repeat(placed, [len(of_tile) for of_tile in hashes])
-    equal = _pair_equal(np.concatenate([np.empty(0, np.int64), *hashes]))
+    equal = _pair_equal_hashes(np.concatenate([np.empty(0, np.int64), *hashes]))
     pairs = np.unique(np.sort(tile[equal], axis=1), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     return pairs[_shows_same_pixels(*_compare_near(tiles, pairs, footprint, cache_dir).T)]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS, add_scan_and_group
 from osteonb.evaluation.groups import (
     _metric_shares,
     _pair_sums,
@@ -19,7 +19,6 @@ from osteonb.evaluation.groups import (
 )
 from .metrics import _area_notes, _class_metrics, _default_metrics
 from osteonb.evaluation.predictions import (
-    _add_units,
     _missing_head_reason,
     _select_test_rows,
     predicted_classes,
@@ -67,7 +66,7 @@ def bootstrap_mean_interval(
     seed: int = 0,  # the same seed gives the same interval
 ) -> tuple[float, float]:  # low and high; `NaN` without tiles, or with one scan only
     "Return the 95 % percentile interval of a mean over draws of scans."
-    tiles = _add_units(tiles)
+    tiles = add_scan_and_group(tiles)
     if len(tiles[_CLUSTER_COLUMNS["scan"]].drop_duplicates()) < 2:
         return np.nan, np.nan
     weights = _bootstrap_weights(tiles, "scan", n_draws, seed)
@@ -152,7 +151,7 @@ def _task_draws(
         brier=_safe_divide(w @ (score - target) ** 2, total),
     )
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #7f2bb7e1
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #4d6ba9de
 _TASK_METRICS = (
     "roc_auc",
     "roc_auc_within",
@@ -195,7 +194,7 @@ def _weighted_metrics(
         columns |= {(scope, name): values[name] for name in names}
     return pd.DataFrame(columns).rename_axis(index="draw", columns=["scope", "metric"])
 
-
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #740699de
 def _bootstrap_metrics(
     predictions: pd.DataFrame,  # indexed by tile, seeds averaged
     by: str = "scan",  # unit of resampling: `scan` or `group`

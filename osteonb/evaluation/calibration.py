@@ -6,6 +6,8 @@
 __all__ = ['reliability_curve', 'calibration_metrics', 'fit_temperatures', 'apply_temperatures', 'decision_curve']
 
 # %% ../../nbs/evaluation/08_calibration.ipynb #3dcea670
+from typing import Callable
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import root_scalar
@@ -133,7 +135,7 @@ def _calibrated_ece(
     distances = [_expected_distance(values[bin_of_tile == i]) for i in range(bins)]
     return sum(distances) / len(values)
 
-# %% ../../nbs/evaluation/08_calibration.ipynb #0de20e45
+# %% ../../nbs/evaluation/08_calibration.ipynb #85f40e66
 _CALIBRATION_METRICS = ("brier", "ece", "ece_if_calibrated", "log_loss")
 
 
@@ -161,7 +163,7 @@ def _calibration_values(
         log_loss=float(log_loss(truth, p, labels=sides)),
     )
 
-
+# %% ../../nbs/evaluation/08_calibration.ipynb #c7adc392
 def calibration_metrics(
     predictions: pd.DataFrame,  # indexed by tile
     bins: int = 10,  # of equal width, for `ece`
@@ -225,21 +227,33 @@ def _best_temperature(
     found = root_scalar(slope_of_log, bracket=np.log(_TEMPERATURE_RANGE), xtol=1e-12)
     return float(np.exp(found.root)), ""
 
-# %% ../../nbs/evaluation/08_calibration.ipynb #570038fb
-def fit_temperatures(
+# %% ../../nbs/evaluation/08_calibration.ipynb #ca8c9339
+def _fit_on_validation(
     predictions: pd.DataFrame,  # indexed by tile; only the part `valid` is used
-) -> pd.DataFrame:  # `fold, task, temperature, n, reason`
-    "Fit each fold's and task's T; with a `reason` where it is `NaN` or at its upper bound."
+    name: str,  # of the column of values
+    fit_value: Callable[[pd.DataFrame], tuple[float, str]],  # `score, target` -> value, reason
+) -> pd.DataFrame:  # `fold, task, <name>, n, reason`
+    "Fit one value for each fold and task; `NaN` and a reason where an answer is absent."
     check_predictions(predictions)
     rows = []
     for fold in predictions.fold.unique():
         for task in TASKS:
-            asked, reason = _validation_scores(predictions, fold, task)
-            T = np.nan
-            if not reason:
-                T, reason = _best_temperature(_score_log_odds(asked.score), asked.target)
-            rows.append(dict(fold=fold, task=task, temperature=T, n=len(asked), reason=reason))
+            binary, reason = _validation_scores(predictions, fold, task)
+            value, reason = (np.nan, reason) if reason else fit_value(binary)
+            row = {"fold": fold, "task": task, name: value, "n": len(binary), "reason": reason}
+            rows.append(row)
     return pd.DataFrame(rows)
+
+
+def fit_temperatures(
+    predictions: pd.DataFrame,  # indexed by tile; only the part `valid` is used
+) -> pd.DataFrame:  # `fold, task, temperature, n, reason`
+    "Fit each fold's and task's T; with a `reason` where it is `NaN` or at its upper bound."
+
+    def fit_temperature(binary: pd.DataFrame) -> tuple[float, str]:
+        return _best_temperature(_score_log_odds(binary.score), binary.target)
+
+    return _fit_on_validation(predictions, "temperature", fit_temperature)
 
 # %% ../../nbs/evaluation/08_calibration.ipynb #aceaea20
 def _checked_temperatures(

@@ -81,7 +81,7 @@ def _pooled_metrics(
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/evaluation/10_claims.ipynb #32e048e0
-def _average_like_folds(
+def _average_by_predicted_scope(
     predictions: pd.DataFrame,  # of one variant and split, with `seed`
 ) -> pd.DataFrame:
     "Average the seeds, separately for folds that predict the same tasks."
@@ -111,7 +111,7 @@ def _average_variants(
     _raise_for_columns(predictions, keys, "these are not the predictions of a grid")
     predictions = _rename_splits(predictions)
     return {
-        key: _average_like_folds(rows.drop(columns=keys))
+        key: _average_by_predicted_scope(rows.drop(columns=keys))
         for key, rows in predictions.groupby(keys, sort=False)
     }
 
@@ -163,7 +163,7 @@ def _variant_difference(
         rows.append(found[[(scope, metric) in _PRIMARY_METRICS for metric in found.metric]])
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
-# %% ../../nbs/evaluation/10_claims.ipynb #f01b8321
+# %% ../../nbs/evaluation/10_claims.ipynb #cc6c8b8e
 GAP_COMPARISON = "group − tile"  # the split of a comparison between the two
 
 
@@ -183,7 +183,7 @@ def _planned_pairs(
             pairs.append((columns, (variant, _HELD_OUT_SPLIT), (variant, "tile")))
     return [pair for pair in pairs if pair[1] in tables and pair[2] in tables]
 
-
+# %% ../../nbs/evaluation/10_claims.ipynb #56b68d68
 _DIFFERENCE_COLUMNS = [
     *("comparison", "a", "b", "split", "scope", "metric", "value_a", "value_b", "difference"),
     *_INTERVAL_COLUMNS,
@@ -328,11 +328,11 @@ def _curve_tables(
     for task in TASKS:
         if _missing_head_reason(predictions, task):
             continue
-        asked = scope_as_binary(predictions[predictions.part == "test"], task)
-        if asked.target.nunique() < 2:
+        binary = scope_as_binary(predictions[predictions.part == "test"], task)
+        if binary.target.nunique() < 2:
             continue
-        auc = _default_metrics(asked, task)["roc_auc"].value
-        points = roc_points(asked.target, asked.score).assign(scope=task, auc=auc)
+        auc = _default_metrics(binary, task)["roc_auc"].value
+        points = roc_points(binary.target, binary.score).assign(scope=task, auc=auc)
         curves["roc"].append(points)
         curves["reliability"].append(reliability_curve(predictions, task).assign(scope=task))
         curves["decision"].append(decision_curve(predictions, task).assign(scope=task))

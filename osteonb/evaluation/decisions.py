@@ -10,8 +10,12 @@ import numpy as np
 import pandas as pd
 
 from ..core.labels import CLASSES, TASKS
-from .calibration import apply_temperatures, fit_temperatures
-from .metrics import _class_metrics, _fraction, _validation_scores, roc_points
+from osteonb.evaluation.calibration import (
+    _fit_on_validation,
+    apply_temperatures,
+    fit_temperatures,
+)
+from .metrics import _class_metrics, _fraction, roc_points
 from osteonb.evaluation.predictions import (
     _missing_head_reason,
     _task_scores,
@@ -19,25 +23,22 @@ from osteonb.evaluation.predictions import (
     predicted_classes,
 )
 
-# %% ../../nbs/evaluation/09_decisions.ipynb #cb41529a
+# %% ../../nbs/evaluation/09_decisions.ipynb #47b43885
+def _balanced_threshold(
+    binary: pd.DataFrame,  # `score` and `target` of one fold's validation tiles
+) -> tuple[float, str]:  # the threshold, and an empty reason
+    "Return the score with the best balanced accuracy; of equal ones that nearest to ½."
+    points = roc_points(binary.target, binary.score).iloc[1:]
+    balance = (points.sensitivity + points.specificity).round(12)
+    best = points.threshold[balance == balance.max()]
+    return best.loc[(best - 0.5).abs().idxmin()], ""
+
+
 def _balanced_thresholds(
     predictions: pd.DataFrame,  # indexed by tile; only the part `valid` is used
 ) -> pd.DataFrame:  # `fold, task, threshold, n, reason`
     "Choose each fold's and task's threshold with the best balanced accuracy on validation."
-    check_predictions(predictions)
-    rows = []
-    for fold in predictions.fold.unique():
-        for task in TASKS:
-            asked, reason = _validation_scores(predictions, fold, task)
-            threshold = np.nan
-            if not reason:
-                points = roc_points(asked.target, asked.score).iloc[1:]
-                balance = (points.sensitivity + points.specificity).round(12)
-                best = points.threshold[balance == balance.max()]
-                threshold = best.loc[(best - 0.5).abs().idxmin()]
-            row = dict(fold=fold, task=task, threshold=threshold, n=len(asked), reason=reason)
-            rows.append(row)
-    return pd.DataFrame(rows)
+    return _fit_on_validation(predictions, "threshold", _balanced_threshold)
 
 # %% ../../nbs/evaluation/09_decisions.ipynb #6f21be47
 def _decide_in_order(
@@ -51,7 +52,7 @@ def _decide_in_order(
     names = np.where(scores.score_tumor >= tumor, kind, CLASSES[0])
     return pd.Series(names, index=test.index, name="decided")
 
-# %% ../../nbs/evaluation/09_decisions.ipynb #96e1c480
+# %% ../../nbs/evaluation/09_decisions.ipynb #c605cce0
 _RULES = (
     "most probable class",
     "in order at ½",
@@ -62,9 +63,7 @@ _RULES = (
 
 def _class_decisions(
     predictions: pd.DataFrame,  # of a model that predicts all three classes
-) -> dict[
-    str, tuple[pd.Series, str]
-]:  # rule -> class of each test tile; why a rule is not complete
+) -> dict[str, tuple[pd.Series, str]]:  # rule -> class of each test tile; why a rule is not complete
     "Decide every test tile by every rule."
     test = predictions[predictions.part == "test"]
     limits = _balanced_thresholds(predictions).set_index(["fold", "task"])
@@ -82,7 +81,7 @@ def _class_decisions(
     reasons = ("", "", f"½ where {lacking}" if lacking else "", next(iter(unscaled), ""))
     return dict(zip(_RULES, zip(decided, reasons)))
 
-
+# %% ../../nbs/evaluation/09_decisions.ipynb #94620d20
 def _decision_row(
     test: pd.DataFrame,  # test rows
     decided: pd.Series,  # class names
@@ -101,7 +100,7 @@ def _decision_row(
         row |= {f"{name}_sensitivity": found.value, f"{name}_specificity": left.value}
     return row
 
-
+# %% ../../nbs/evaluation/09_decisions.ipynb #59e1ab77
 def decision_table(
     predictions: pd.DataFrame,  # indexed by tile; parts `valid` and `test`
 ) -> pd.DataFrame:  # indexed by rule: accuracies, macro-F1, sensitivities, specificities, `reason`

@@ -47,12 +47,13 @@ def _count_sides(
     binary: pd.DataFrame,  # `fold, group, target`, as `scope_as_binary` makes it, test rows only
 ) -> pd.DataFrame:  # indexed by group, sorted: `negative, positive`, tiles in folds that hold both
     "Count the tiles of each side that a model ranked against tiles of the other, group by group."
-    n_sides = binary.groupby(["group", "fold"]).target.transform("nunique")
-    ranked = binary[n_sides == 2]
-    counts = ranked.groupby(["group", "target"]).size().unstack(fill_value=0)
     groups = pd.Index(sorted(binary.group.unique(), key=str), name="group")
-    counts = counts.reindex(index=groups, columns=[False, True], fill_value=0)
-    return counts.set_axis(["negative", "positive"], axis=1)
+    fold, folds = pd.factorize(binary.fold)
+    counts = np.zeros((len(groups), len(folds), 2), int)
+    np.add.at(counts, (groups.get_indexer(binary.group), fold, binary.target.to_numpy(int)), 1)
+    holds_both = counts.min(axis=2, keepdims=True) > 0
+    ranked = (counts * holds_both).sum(axis=1)
+    return pd.DataFrame(ranked, index=groups, columns=["negative", "positive"])
 
 
 def _counted_groups(

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from ..core.errors import InputError, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES, add_scan_and_group
 from osteonb.evaluation.groups import (
     _MIN_SIDE_TILES,
     _count_sides,
@@ -23,7 +23,6 @@ from osteonb.evaluation.groups import (
 )
 from osteonb.evaluation.predictions import (
     _SCOPES,
-    _add_units,
     _missing_head_reason,
     check_predictions,
     predicted_classes,
@@ -47,9 +46,9 @@ def confusion_counts(
         predicted = predicted_classes(test).map(CLASSES.index)
     else:
         names = scope_sides(scope)
-        asked = scope_as_binary(test, scope)
-        true = asked.target
-        predicted = asked.decision
+        binary = scope_as_binary(test, scope)
+        true = binary.target
+        predicted = binary.decision
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (true.to_numpy(dtype=int), predicted.to_numpy(dtype=int)), 1)
     titles = ["Tumor" if name == "tumor" else TITLES.get(name) for name in names]
@@ -84,7 +83,7 @@ def _absent_reason(
     tile = f"tile other than {scope}" if side.startswith("not ") else f"{side} tile"
     return f"no {tile} in the {part} part"
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #7f510a3f
+# %% ../../nbs/evaluation/03_metrics.ipynb #048c1f20
 def _area_under_curve(
     test: pd.DataFrame,  # as `scope_as_binary` makes it, test rows only
     scope: str,  # the question that it asks
@@ -110,7 +109,7 @@ def _area_within_groups(
     sides = " and ".join(f"{_MIN_SIDE_TILES} {side}" for side in scope_sides(scope))
     return _Metric(np.nan, 0, f"no group with at least {sides} tiles")
 
-
+# %% ../../nbs/evaluation/03_metrics.ipynb #3a520b13
 def _default_metrics(
     test: pd.DataFrame,  # as `scope_as_binary` makes it, test rows only
     scope: str,  # the question that it asks
@@ -185,17 +184,17 @@ def _validation_scores(
     scope: str,  # a task or a class
 ) -> tuple[pd.DataFrame, str]:  # as `scope_as_binary` makes it; the reason
     "Return a fold's validation tiles, and the reason if no threshold can be chosen, else an empty text."
-    asked = scope_as_binary(predictions, scope)
-    asked = asked[(asked.fold == fold) & (asked.part == "valid")]
+    rows = predictions[(predictions.fold == fold) & (predictions.part == "valid")]
+    binary = scope_as_binary(rows, scope)
     of_fold = f" of fold {fold}" if predictions.fold.nunique() > 1 else ""
     if reason := _missing_head_reason(predictions, scope):
-        return asked, reason
-    if not ((predictions.fold == fold) & (predictions.part == "valid")).any():
-        return asked, f"no tile in the validation part{of_fold}"
+        return binary, reason
+    if rows.empty:
+        return binary, f"no tile in the validation part{of_fold}"
     for positive in (True, False):
-        if not (asked.target == positive).any():
-            return asked, _absent_reason(scope, positive, "validation") + of_fold
-    return asked, ""
+        if not (binary.target == positive).any():
+            return binary, _absent_reason(scope, positive, "validation") + of_fold
+    return binary, ""
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #4437795e
 def validation_thresholds(
@@ -207,11 +206,11 @@ def validation_thresholds(
     rows = []
     for fold in predictions.fold.unique():
         for scope in _SCOPES[1:]:
-            asked, reason = _validation_scores(predictions, fold, scope)
-            points = None if reason else roc_points(asked.target, asked.score)
+            binary, reason = _validation_scores(predictions, fold, scope)
+            points = None if reason else roc_points(binary.target, binary.score)
             for kind in _OPERATING_POINTS:
                 point = unknown if reason else _operating_point(points, kind)
-                row = dict(fold=fold, scope=scope, kind=kind, **point, n=len(asked), reason=reason)
+                row = dict(fold=fold, scope=scope, kind=kind, **point, n=len(binary), reason=reason)
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -283,7 +282,37 @@ def _class_metrics(
     metrics |= {name: _Metric(float(value), n) for name, value in values.items()}
     return metrics | dict(roc_auc_within=_macro_area_within_groups(test))
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #086c206d
+# %% ../../nbs/evaluation/03_metrics.ipynb #64327093
+def _area_notes(
+    test: pd.DataFrame,  # predictions, test rows only
+    scope: str,  # one of `_SCOPES`
+) -> dict[str, str]:  # metric -> what must be read beside it
+    "Say which groups an AUC within groups is averaged over, and that a pooled one is descriptive."
+    pooled = "roc_auc_macro" if scope == "classes" else "roc_auc"
+    notes = {}
+    if add_scan_and_group(test).group.nunique() > 1:
+        notes[pooled] = "descriptive: pooled over groups"
+    if scope != "classes":
+        return notes | dict(roc_auc_within=_within_note(scope_as_binary(test, scope), scope))
+    questions = {name: scope_as_binary(test, name) for name in CLASSES}
+    rarest = min(CLASSES, key=lambda name: len(_counted_groups(questions[name])))
+    note = f"{rarest} against the rest: {_within_note(questions[rarest], rarest)}"
+    return notes | dict(roc_auc_within=note)
+
+
+def _threshold_notes(
+    metrics: dict[str, _Metric],  # of `_fixed_threshold_metrics`
+) -> dict[str, str]:  # metric -> the rate that was achieved beside it
+    "Say that a threshold comes from validation, and which rate it achieved on the test part."
+    notes = {}
+    for kind, (promised, _) in _OPERATING_POINTS.items():
+        achieved = metrics[f"{kind}_achieved_{promised}"].value
+        share = "undefined" if np.isnan(achieved) else f"{achieved:.2f}"
+        notes[kind] = f"threshold from validation; {promised} {share} on the test part"
+        notes[f"{kind}_test_curve"] = "optimistic: threshold from the test labels"
+    return notes
+
+# %% ../../nbs/evaluation/03_metrics.ipynb #be832ae3
 _BINARY_METRICS = (
     "sensitivity",
     "specificity",
@@ -310,37 +339,7 @@ _CLASS_METRICS = (
     "log_loss",
 )
 
-
-def _area_notes(
-    test: pd.DataFrame,  # predictions, test rows only
-    scope: str,  # one of `_SCOPES`
-) -> dict[str, str]:  # metric -> what must be read beside it
-    "Say which groups an AUC within groups is averaged over, and that a pooled one is descriptive."
-    pooled = "roc_auc_macro" if scope == "classes" else "roc_auc"
-    notes = {}
-    if _add_units(test).group.nunique() > 1:
-        notes[pooled] = "descriptive: pooled over groups"
-    if scope != "classes":
-        return notes | dict(roc_auc_within=_within_note(scope_as_binary(test, scope), scope))
-    asked = {name: scope_as_binary(test, name) for name in CLASSES}
-    rarest = min(CLASSES, key=lambda name: len(_counted_groups(asked[name])))
-    note = f"{rarest} against the rest: {_within_note(asked[rarest], rarest)}"
-    return notes | dict(roc_auc_within=note)
-
-
-def _threshold_notes(
-    metrics: dict[str, _Metric],  # of `_fixed_threshold_metrics`
-) -> dict[str, str]:  # metric -> the rate that was achieved beside it
-    "Say that a threshold comes from validation, and which rate it achieved on the test part."
-    notes = {}
-    for kind, (promised, _) in _OPERATING_POINTS.items():
-        achieved = metrics[f"{kind}_achieved_{promised}"].value
-        share = "undefined" if np.isnan(achieved) else f"{achieved:.2f}"
-        notes[kind] = f"threshold from validation; {promised} {share} on the test part"
-        notes[f"{kind}_test_curve"] = "optimistic: threshold from the test labels"
-    return notes
-
-
+# %% ../../nbs/evaluation/03_metrics.ipynb #72ff9026
 def evaluate(
     predictions: pd.DataFrame,  # indexed by tile; parts `valid` (for thresholds) and `test`
 ) -> pd.DataFrame:  # `scope, metric, value, n, reason, note`
@@ -357,9 +356,9 @@ def evaluate(
             metrics = _class_metrics(test)
             notes = _area_notes(test, scope)
         else:
-            asked = scope_as_binary(test, scope)
-            metrics = _default_metrics(asked, scope)
-            fixed = _fixed_threshold_metrics(asked, limits[limits.scope == scope], scope)
+            binary = scope_as_binary(test, scope)
+            metrics = _default_metrics(binary, scope)
+            fixed = _fixed_threshold_metrics(binary, limits[limits.scope == scope], scope)
             metrics |= fixed
             notes = _area_notes(test, scope) | _threshold_notes(fixed)
         rows += [

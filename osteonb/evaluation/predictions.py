@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, abbreviate, unknown_name_error
-from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
+from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS, add_scan_and_group
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #1a4dfc12
 _PREDICTION_COLUMNS = ("fold", "part", "patient", "label", *PROBABILITY_COLUMNS)
@@ -52,15 +52,16 @@ def predicted_scope(
     predictions: pd.DataFrame,  # has the three probabilities
 ) -> str:  # `classes` (both questions), `tumor` or `viability` (that question alone)
     "Return what the model predicts; raise `InputError` where the rows do not agree."
-    known = predictions[list(PROBABILITY_COLUMNS)].notna()
-    is_other = known.ne(known.iloc[0]).any(axis=1)
+    known = predictions[list(PROBABILITY_COLUMNS)].notna().to_numpy()
+    is_other = (known != known[0]).any(axis=1)
     _raise_for_rows(
         predictions, is_other, "probabilities are missing in some rows and not in others"
     )
-    pattern = tuple(bool(value) for value in known.iloc[0])
+    pattern = tuple(known[0].tolist())
     if pattern in _SCOPE_OF_ANSWERS:
         return _SCOPE_OF_ANSWERS[pattern]
-    got = ", ".join(known.columns[list(pattern)]) or "no probability"
+    names = [name for name, is_known in zip(PROBABILITY_COLUMNS, pattern) if is_known]
+    got = ", ".join(names) or "no probability"
     wanted = "all three, p_non_tumor alone, or p_non_viable and p_viable"
     raise InputError(f"predictions: only {got}; wanted {wanted}")
 
@@ -161,21 +162,6 @@ def _missing_head_reason(
         return ""
     return f"the model has no {'viability' if answered == 'tumor' else 'tumor'} head"
 
-# %% ../../nbs/evaluation/01_predictions.ipynb #70a6ae15
-# unit -> the column that takes its place where it is absent
-_UNITS = dict(scan="slide", group="patient")
-
-
-def _add_units(
-    predictions: pd.DataFrame,  # indexed by tile; with `patient`, mostly with `slide`
-) -> pd.DataFrame:  # with `scan` and `group`
-    "Return the table with the columns `scan` and `group`; slide and patient take the place of absent ones."
-    added = {}
-    for unit, substitute in _UNITS.items():
-        if unit not in predictions:
-            added[unit] = predictions[substitute if substitute in predictions else "patient"]
-    return predictions.assign(**added)
-
 # %% ../../nbs/evaluation/01_predictions.ipynb #d3a952ca
 def predicted_classes(
     predictions: pd.DataFrame,  # with the three probabilities
@@ -222,7 +208,7 @@ def scope_as_binary(
 ) -> pd.DataFrame:  # one row per tile with a target: `fold, part, group, score, target, decision`
     "Return a scope as one yes-or-no question; no rows where the model does not predict it."
     scope_sides(scope)  # raises where the scope is unknown
-    if _missing_head_reason(predictions, scope):
+    if len(predictions) and _missing_head_reason(predictions, scope):
         predictions = predictions.iloc[:0]
     score = _scope_score(predictions, scope)
     if scope in TASKS:
@@ -232,7 +218,7 @@ def scope_as_binary(
         target = predictions.label == scope
         decision = predicted_classes(predictions) == scope
     columns = dict(fold=predictions.fold, part=predictions.part)
-    columns |= dict(group=_add_units(predictions).group)
+    columns |= dict(group=add_scan_and_group(predictions).group)
     columns |= dict(score=score, target=target, decision=decision)
     columns |= _scores_by_seed(predictions, scope)
     table = pd.DataFrame(columns, index=predictions.index)
@@ -246,7 +232,7 @@ def _check_seeds(
     _raise_for_columns(predictions, ("fold", "part", "seed", "slide"), "seeds cannot be averaged")
     for _, rows in predictions.groupby("seed"):
         check_predictions(rows)
-    names = ["label", "patient", "slide", *(name for name in _UNITS if name in predictions)]
+    names = ["label", "patient", "slide", *(name for name in ("scan", "group") if name in predictions)]
     facts = predictions.groupby(level=0, sort=False)[names].nunique()
     for fact in facts:
         problem = f"a {fact} that is missing, or not the same in all seeds and folds"
@@ -293,10 +279,10 @@ def _select_test_rows(
 ) -> pd.DataFrame:
     "Return the test rows with scan and group; raise `InputError` for a duplicate tile or a missing name."
     _raise_for_columns(predictions, ("part", "slide", "patient"))
-    test = _add_units(predictions[predictions.part == "test"])
+    test = add_scan_and_group(predictions[predictions.part == "test"])
     problem = "a test tile more than once (if there are several seeds, average them first)"
     _raise_for_rows(test, test.index.duplicated(), problem)
     check_predictions(test)
-    for name in ("slide", "patient", *_UNITS):
+    for name in ("slide", "patient", "scan", "group"):
         _raise_for_rows(test, test[name].isna(), f"no {name}")
     return test

@@ -26,7 +26,6 @@ from osteonb.evaluation.bootstrap import (
     _point_metrics,
 )
 from osteonb.evaluation.predictions import (
-    _UNITS,
     _missing_head_reason,
     _raise_for_rows,
     _select_test_rows,
@@ -183,7 +182,7 @@ def _match_tiles(
     _raise_for_rows(a, ~a.index.isin(b.index), only_a)
     _raise_for_rows(b, ~b.index.isin(a.index), only_b)
     b = b.loc[a.index]
-    for column in ("label", "slide", "patient", *_UNITS):
+    for column in ("label", "slide", "patient", "scan", "group"):
         differs = a[column].to_numpy(object) != b[column].to_numpy(object)
         _raise_for_rows(a, differs, f"another {column} in the second table")
     return a, b

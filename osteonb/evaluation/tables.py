@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import Config
-from ..core.labels import CLASSES, TASKS, TITLES
-from .predictions import _add_units, check_predictions, scope_sides
+from ..core.labels import CLASSES, TASKS, TITLES, add_scan_and_group
 from .metrics import evaluate
+from .predictions import check_predictions, scope_sides
 
 # %% ../../nbs/evaluation/04_tables.ipynb #aaaa427e
 def _evaluate_patient(
@@ -92,11 +92,7 @@ def summarize(
     rows = table.loc[keys].set_axis(names)
     return rows if digits is None else rows.assign(value=rows.value.round(digits))
 
-# %% ../../nbs/evaluation/04_tables.ipynb #2c18da74
-_MIN_TRAIN_TILES = 100  # below, a result shows only that the pipeline runs
-_MIN_VALID_TILES = 10  # of a class, below which a threshold is rough
-
-
+# %% ../../nbs/evaluation/04_tables.ipynb #a45bd710
 def _single_group_warning(
     test: pd.DataFrame,  # test tiles, with `group` and `scan`
 ) -> list[str]:  # one sentence, or none where there are several groups
@@ -125,6 +121,10 @@ def _untrained_heads(
             warnings.append(f"The {task} head is missing: {none}, and its figures are undefined.")
     return warnings
 
+# %% ../../nbs/evaluation/04_tables.ipynb #7dd37f17
+_MIN_TRAIN_TILES = 100  # below, a result shows only that the pipeline runs
+_MIN_VALID_TILES = 10  # of a class, below which a threshold is rough
+
 
 def run_warnings(
     config: Config,
@@ -144,7 +144,7 @@ def run_warnings(
     if config.model.pretrained_weights == "none" and config.model.modality != "radiomics":
         random = "its weights are random, since pretrained_weights is 'none'"
         warnings.append(f"The backbone is untrained: {random}.")
-    warnings += _single_group_warning(_add_units(test))
+    warnings += _single_group_warning(add_scan_and_group(test))
     warnings += _untrained_heads(tiles.label[folds.part == "train"])
     n_valid = tiles.label[folds.part == "valid"].value_counts()
     if n_valid.min() < _MIN_VALID_TILES:
@@ -154,7 +154,5 @@ def run_warnings(
     missing = [TITLES[name].lower() for name in CLASSES if name not in set(test.label)]
     if missing:
         none = " and no ".join(missing)
-        warnings.append(
-            f"The test part has no {none} tile: figures that need one are undefined."
-        )
+        warnings.append(f"The test part has no {none} tile: figures that need one are undefined.")
     return warnings

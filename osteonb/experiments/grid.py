@@ -64,7 +64,7 @@ def _variant_configs(
     return [configure(**settings | candidate) for candidate in candidates]
 
 # %% ../../nbs/experiments/03_grid.ipynb #4c07732b
-_FIXES = dict(
+_SETTING_FIXES = dict(
     seed="write seeds = [0, 1] at the top",
     test_group="every group is held out in turn",
     test_patient="every group is held out in turn",
@@ -80,7 +80,7 @@ def _check_settings(
     "Raise `InputError` where settings hold one that belongs to the grid."
     for setting in settings:
         if setting in refused:
-            fix = _FIXES.get(setting, "set it in [base]")
+            fix = _SETTING_FIXES.get(setting, "set it in [base]")
             reason = f"{name!r} sets {setting!r}, which is the same for all grid runs"
             raise InputError(f"{source}: {reason}; {fix}")
 
@@ -97,7 +97,7 @@ def _check_shared_settings(
 
 # %% ../../nbs/experiments/03_grid.ipynb #e6a692da
 _CLAIMS = ("radiomics", "hierarchical")  # what the paper claims to help
-_LIMITS = dict(folds=(2, 1000), draws=(1, 10**6))
+_NUMBER_RANGES = dict(folds=(2, 1000), draws=(1, 10**6))
 
 
 def _check_claims(
@@ -130,7 +130,7 @@ def _check_numbers(
     if any(type(seed) is not int or not 0 <= seed < 2**32 for seed in grid.seeds):
         wanted = f"whole numbers from 0 to {2**32 - 1}, such as [0, 1, 2]"
         raise InputError(f"{source}: seeds {grid.seeds!r}; wanted {wanted}")
-    for key, (low, high) in _LIMITS.items():
+    for key, (low, high) in _NUMBER_RANGES.items():
         number = getattr(grid, key)
         if type(number) is not int or not low <= number <= high:
             raise InputError(f"{source}: {key} {number!r}; wanted {low} to {high}")
@@ -248,7 +248,7 @@ def _list_comparisons(
     return claimed + others
 
 # %% ../../nbs/experiments/03_grid.ipynb #4e01b02b
-def _grid_from(
+def _build_grid(
     raw: dict,  # what a file holds, checked for its types
     source: str,  # the file, for the message
 ) -> _Grid:  # not yet checked
@@ -290,7 +290,7 @@ def read_grid(
         raw = _read_toml(Path(source))
         name = Path(source).name
     _check_types(raw, name)
-    grid = _grid_from(raw, name)
+    grid = _build_grid(raw, name)
     _check_grid(grid, name)
     return grid
 

@@ -99,8 +99,9 @@ class _GridFolder:
 
     @property
     def runs(self) -> Path:
-        "Return the folder of the grid runs."
-        return self.path / "cells"
+        "Return the folder of the grid runs, in a grid that an older version began `cells`."
+        old = self.path / "cells"
+        return old if old.is_dir() else self.path / "runs"
 
 # %% ../../nbs/experiments/04_grid_plan.ipynb #2935ff36
 def _open_grid_folder(
@@ -158,7 +159,7 @@ def _grid_run_folder(
     configs: list[Config],  # of the variant in this grid run
     split: str,  # `group` or `tile`
     folds: pd.DataFrame,  # of one fold
-) -> Path:  # such as `cells/flat-1f0c…/group/Case-4-seed0-5a…`
+) -> Path:  # such as `runs/flat-1f0c…/group/Case-4-seed0-5a…`
     "Return the run folder of a grid run; other settings or folds give another folder."
     name = re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
     settings = []

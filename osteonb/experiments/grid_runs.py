@@ -50,7 +50,7 @@ from osteonb.experiments.pipeline import (
     _compute_features_quietly,
     _remove_checkpoints,
     _training_tables,
-    validate_run,
+    _validate_run,
 )
 from .reading import _data_or_cohort, _read_groups, needs_images
 from ..models.backbone import make_backbone
@@ -187,7 +187,7 @@ def _compute_grid_run(
         return str(e)
     return ""
 
-# %% ../../nbs/experiments/06_grid_runs.ipynb #924c2d8d
+# %% ../../nbs/experiments/06_grid_runs.ipynb #dd870ad7
 def _delayed_run(
     run: _GridRun,
     folder: _GridFolder,
@@ -217,7 +217,7 @@ def _run_calls(
         results = joblib.Parallel(n_jobs or -1, return_as="generator")(calls)
         return list(tqdm(results, title, len(calls), disable=None))
 
-
+# %% ../../nbs/experiments/06_grid_runs.ipynb #8a3858cc
 def _compute_grid_runs(
     folder: _GridFolder,  # with its tables of tiles
     runs: list[_GridRun],
@@ -264,7 +264,7 @@ def _variants_table(
     grid: _Grid,
     predictions: pd.DataFrame,  # of all grid runs
     skipped: pd.DataFrame,  # what was not run, and why
-) -> pd.DataFrame:  # indexed by variant: `changed, cells, not_run, reason`
+) -> pd.DataFrame:  # indexed by variant: `changed, runs, not_run, reason`
     "Say what each variant changes, and how many of its runs there are."
     finished = predictions[_KEYS].drop_duplicates().groupby("variant").size()
     rows = []
@@ -272,7 +272,7 @@ def _variants_table(
         changes = "; ".join(_setting_changes(grid, variant, grid.reference))
         reasons = skipped.reason[skipped.variant == variant]
         row = dict(variant=variant, changed=changes or "nothing: the reference")
-        row |= dict(cells=int(finished.get(variant, 0)), not_run=len(reasons))
+        row |= dict(runs=int(finished.get(variant, 0)), not_run=len(reasons))
         rows.append(row | dict(reason="; ".join(sorted(set(reasons)))))
     return pd.DataFrame(rows).set_index("variant")
 
@@ -352,7 +352,7 @@ def _all_configs(
     for variant in grid.variants:
         configs += _variant_configs(grid, variant)
     for config in configs:
-        validate_run(config)
+        _validate_run(config)
     return configs
 
 

@@ -47,18 +47,18 @@ class _PeakMemory:
 
 # %% ../../nbs/experiments/07_timing.ipynb #2621b318
 def _time_in_turns(
-    ways: dict[str, Callable],  # name -> what to time; may return its own seconds
+    functions: dict[str, Callable],  # name -> what to time; may return its own seconds
     n: int,  # tiles that each goes through
     rounds: int,  # that count, after one that does not
 ) -> pd.DataFrame:  # `tiles_per_second`, `peak_MB`, indexed by name
-    "Time several ways to do the same, in turns."
-    best = dict.fromkeys(ways, np.inf)
-    peak = dict.fromkeys(ways, 0.0)
+    "Time several functions that do the same, in turns."
+    best = dict.fromkeys(functions, np.inf)
+    peak = dict.fromkeys(functions, 0.0)
     for turn in range(rounds + 1):
-        for name, way in ways.items():
+        for name, function in functions.items():
             with _PeakMemory() as memory:
                 start = time.perf_counter()
-                seconds = way() or time.perf_counter() - start
+                seconds = function() or time.perf_counter() - start
             if turn:
                 best[name] = min(best[name], seconds)
             peak[name] = np.fmax(peak[name], memory.peak)

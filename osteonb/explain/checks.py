@@ -54,7 +54,7 @@ def _occlude(
 
 # %% ../../nbs/explain/04_checks.ipynb #da0760b4
 def _occlusion_drop(
-    whole: _EndToEndModel,
+    model: _EndToEndModel,
     image: Tensor,  # (1, 3, S, S) from 0 to 1
     radiomics: Tensor | None,  # (1, n_radiomics) z-scores
     task: str,  # `tumor` or `viability`
@@ -63,13 +63,13 @@ def _occlusion_drop(
     seed: int = 0,  # random seed of these places
 ) -> dict[str, float]:  # `p` of the answer, `area` covered, drops `marked` and `elsewhere` (or `NaN`)
     "Measure how covering the marked fifth of a tile lowers the probability, and covering other places."
-    region = _strongest_region(grad_cam(whole, image, radiomics, task)[0], image.shape[2:])
+    region = _strongest_region(grad_cam(model, image, radiomics, task)[0], image.shape[2:])
     rng = np.random.default_rng(seed)
     holes = [torch.zeros_like(region), region] + [_move_region(region, rng) for _ in range(n)]
     batch = torch.stack([_occlude(image[0], hole, fill) for hole in holes])  # (2 + n, 3, S, S)
     features = None if radiomics is None else radiomics.expand(len(batch), -1)
     with torch.no_grad():
-        odds = whole(batch, features, task).cpu()
+        odds = model(batch, features, task).cpu()
     p = (odds[0].sign() * odds).sigmoid()
     drops = p[0] - p if region.any() else torch.full_like(p, torch.nan)
     return dict(
@@ -82,10 +82,10 @@ def _occlusion_drop(
 # %% ../../nbs/explain/04_checks.ipynb #e5604907
 def _mean_interval(
     values: pd.Series,  # one for each tile; `NaN` where there is none
-    tiles: pd.DataFrame,  # with `patient` and `slide`, indexed by tile
+    tiles: pd.DataFrame,  # with `patient`, and `scan` or `slide`; indexed by tile
     seed: int = 0,  # random seed of the draws
-) -> dict[str, float]:  # `mean`, `low`, `high`, tiles `n`; the limits `NaN` for tiles of one slide
-    "Compute a mean over tiles with its 95 % bootstrap interval over scans."
+) -> dict[str, float]:  # `mean`, `low`, `high`, tiles `n`; the limits `NaN` for tiles of one scan
+    "Compute a mean over tiles with its 95 % range over draws of these scans."
     values = values.dropna()
     low, high = bootstrap_mean_interval(values, tiles.loc[values.index], seed=seed)
     return dict(mean=values.mean(), low=low, high=high, n=len(values))
@@ -103,7 +103,7 @@ def _decide_masking(
 # %% ../../nbs/explain/04_checks.ipynb #094ff37f
 def _masking_row(
     drops: pd.DataFrame,  # `marked` and `elsewhere` of each tile
-    tiles: pd.DataFrame,  # with `patient` and `slide`
+    tiles: pd.DataFrame,  # with `patient` and `scan`
     seed: int,  # random seed of the interval
 ) -> dict:
     "Summarize the drops in probability over tiles: means, difference with interval, and the verdict."
@@ -122,13 +122,13 @@ def _masking_row(
 
 def masking_check(
     trained: TrainedModel,
-    tiles: pd.DataFrame,  # with `path`, `patient`, `slide`, `label`
+    tiles: pd.DataFrame,  # with `path`, `patient`, `scan`, `label`
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images alone
     n: int = 8,  # random places for each tile
     seed: int = 0,  # random seed of these places, and of the interval
 ) -> pd.DataFrame:  # for each task and fill: `n, marked, elsewhere, difference, low, high, share, verdict`
     "Compare covering what the maps mark with covering other places (after Samek et al. 2017)."
-    whole = _EndToEndModel(trained)
+    model = _EndToEndModel(trained)
     rows = {}
     for task in _tasks_of_head(trained.config.model.head):
         with_task = tiles if task == "tumor" else tiles[tiles.label != "non_tumor"]
@@ -136,7 +136,7 @@ def masking_check(
             found = []
             for i, (_, tile) in enumerate(with_task.iterrows()):
                 inputs = _model_inputs(trained, tile, features)
-                found.append(_occlusion_drop(whole, *inputs, task, fill, n, seed + i))
+                found.append(_occlusion_drop(model, *inputs, task, fill, n, seed + i))
             drops = pd.DataFrame(found, with_task.index, columns=["marked", "elsewhere"])
             rows[TITLES[task], fill] = _masking_row(drops, tiles, seed)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["task", "covered by"])
@@ -170,7 +170,7 @@ def _map_agreement(
 # %% ../../nbs/explain/04_checks.ipynb #641f47b4
 def sanity_check(
     trained: TrainedModel,
-    tiles: pd.DataFrame,  # with `path`, `patient`, `slide`
+    tiles: pd.DataFrame,  # with `path`, `patient`, `scan`
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images alone
     seed: int = 0,  # random seed of the weights and of the interval
 ) -> pd.DataFrame:  # for each task and change: mean rank correlation `mean`, `low`, `high`, tiles `n`

@@ -25,13 +25,14 @@ from ..core.files import json_digest
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS, TITLES
 from ..core.runs import Run
 from ..evaluation.predictions import scope_sides
-from ..experiments.pipeline import compute_run_features, predict_tiles, read_unseen_tiles
+from ..experiments.pipeline import compute_run_features, predict_tiles
+from ..experiments.reading import read_unseen_tiles
 from .attribution import _EndToEndModel, _import_captum, _tasks_of_head
 from .checks import masking_check
 from .feature_words import _describe_feature
-from .figures import _explain, _Explanation, _missing_parts, _plot_tree, gate_table
+from .figures import _explain, _Explanation, _gate_table, _missing_parts, _plot_tree
 from osteonb.explain.sections import (
-    _NOT_TRUTH,
+    _EXPLANATION_NOTE,
     _contributions_section,
     _gate_section,
     _map_section,
@@ -41,10 +42,10 @@ from ..models.checkpoint import load_model
 from ..models.fusion import TrainedModel
 from ..models.prediction import predict
 from osteonb.reports.html import (
+    html_contents,
     html_numbers,
     html_section,
     html_table,
-    html_contents,
     warning_box,
     write_page,
 )
@@ -150,8 +151,8 @@ def explain_tile(
     if predictions is None or tile not in predictions.index:
         cache_dir = cache_dir or default_cache_dir()
         known = predict(trained, tiles.loc[[tile]], features, folds, cache_dir)
-    whole = _EndToEndModel(trained)
-    explanation = _explain(trained, whole, tiles.loc[tile], known.loc[tile], features)
+    model = _EndToEndModel(trained)
+    explanation = _explain(trained, model, tiles.loc[tile], known.loc[tile], features)
     return _write_tile_page(explanation, trained.config, output_path, predictions)
 
 # %% ../../nbs/explain/07_report.ipynb #9e566b8f
@@ -232,7 +233,7 @@ def _tiles_section(
     return html_section("Tiles", text, f'<div class="scroll">{table}</div>')
 
 # %% ../../nbs/explain/07_report.ipynb #8743935e
-_MATTERS = (
+_MASKING_TEXT = (
     "By how much the probability of the given answer falls when the marked fifth is covered, and when other places of "
     "its shape are; with the interval of the difference over scans. Where it is not above zero, do not read the maps "
     "of that task."
@@ -250,9 +251,9 @@ def _index_sections(
     if check is not None:
         tones = dict(matters="good", misleads="bad", undecided="open")
         table = html_table(check.reset_index().set_index("task"), tones)
-        sections.append(html_section("Do the maps matter?", _MATTERS, table))
+        sections.append(html_section("Do the maps matter?", _MASKING_TEXT, table))
     if predictions.gate_image.notna().any():
-        table = html_table(gate_table(predictions).reset_index().set_index("patient"))
+        table = html_table(_gate_table(predictions).reset_index().set_index("patient"))
         text = "The gate's weight on the image: mean, and the 10th and 90th percentile."
         sections.append(html_section("Which side", text, table))
     if contributions is not None:
@@ -268,7 +269,7 @@ def _write_index_page(
     path: Path,  # `index.html`
 ) -> Path:
     "Write the page that links to all others."
-    warnings = [f"{_NOT_TRUTH}.", *_missing_parts(trained.config.model)]
+    warnings = [f"{_EXPLANATION_NOTE}.", *_missing_parts(trained.config.model)]
     head = [
         f"<h1>Explanations of {n_tiles} tiles</h1>",
         warning_box(warnings),
@@ -303,14 +304,14 @@ def _write_tile_pages(
     output_dir: Path,
 ) -> tuple[list[str], dict, bool]:  # rows of the index; (tile, task) -> contributions; any map?
     "Write a page for each tile."
-    whole = _EndToEndModel(trained)
+    model = _EndToEndModel(trained)
     names = _page_names(tiles.index)
     tasks = _tasks_of_head(trained.config.model.head)
     rows = []
     contributions = {}
     has_maps = False
     for tile, row in tqdm(tiles.iterrows(), "explaining tiles", len(tiles), disable=None):
-        explanation = _explain(trained, whole, row, predictions.loc[tile], features)
+        explanation = _explain(trained, model, row, predictions.loc[tile], features)
         page = output_dir / names[tile]
         _write_tile_page(explanation, trained.config, page, known, "index.html")
         thumbnail = "" if explanation.rgb is None else _thumbnail_html(explanation.rgb)
@@ -321,7 +322,7 @@ def _write_tile_pages(
     return rows, contributions, has_maps
 
 
-def _spread(
+def _spread_positions(
     n: int,  # tiles
     n_chosen: int,  # at most
 ) -> np.ndarray:  # positions
@@ -350,7 +351,7 @@ def explain_tiles(
     rows, contributions, has_maps = _write_tile_pages(
         trained, tiles, features, predictions, known, Path(output_dir)
     )
-    chosen = tiles.iloc[_spread(len(tiles), check)]
+    chosen = tiles.iloc[_spread_positions(len(tiles), check)]
     checked = masking_check(trained, chosen, features) if len(chosen) and has_maps else None
     by_class = None
     if contributions and tiles.label.notna().all():

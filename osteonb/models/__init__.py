@@ -16,10 +16,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "checkpoint": ["load_model", "save_model"],
         "embedding": ["embed_tiles"],
         "export": ["export_model"],
-        "fusion": ["AttentionGate", "FusionNet", "make_network"],
+        "fusion": ["FusionNet", "make_network"],
         "loss": ["HierarchicalLoss", "class_probs"],
         "prediction": ["predict"],
-        "scaling": ["FeatureScaler", "fit_scaler"],
+        "scaling": ["fit_scaler"],
         "training": ["fit"],
     },
 )

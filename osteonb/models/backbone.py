@@ -93,7 +93,7 @@ def _embedding_width(
         own_size = body.pretrained_cfg["input_size"][-1]
         raise InputError(f"setting 'image_size': {problem}; its own size is {own_size}") from e
 
-# %% ../../nbs/models/03_backbone.ipynb #3b03418e
+# %% ../../nbs/models/03_backbone.ipynb #ba9c8e19
 def _create_body(
     name: str,  # any model of `timm.list_models()`
     weights: str,  # `offline`, `hub`, `none`, or a .safetensors file
@@ -116,7 +116,7 @@ def _create_body(
         body.load_state_dict(_file_weights(weights, body))
     return body
 
-
+# %% ../../nbs/models/03_backbone.ipynb #78063092
 class Backbone(nn.Module):
     "Embed pixels (B, 3, S, S) as vectors (B, width) by a timm model without classifier."
 

@@ -70,7 +70,7 @@ def _fit_head(
     z: np.ndarray,  # (tiles, features) of the training tiles, scaled
     target: np.ndarray,  # (tiles,) class of each, 0 to 2
     group: np.ndarray,  # (tiles,) names
-    asked: np.ndarray,  # (others, features) of the tiles to answer for
+    others: np.ndarray,  # (others, features) of the tiles to answer for
 ) -> np.ndarray:  # (others, 3) for `classes`; (others,) probability of yes for a task
     "Fit a model on the tiles that its question concerns, and answer it for others."
     concerned = target > 0 if head == "viability" else np.ones(len(target), dtype=bool)
@@ -79,8 +79,8 @@ def _fit_head(
     weights = _group_weights(target, group, config.training.patient_weights)[head]
     counts = weights.numpy()[concerned].astype(float)
     model = _make_estimator(config, answer).fit(z[concerned], answer, sample_weight=counts)
-    p = np.zeros((len(asked), 3 if head == "classes" else 2))
-    p[:, model.classes_] = model.predict_proba(asked)  # the majority may know fewer answers
+    p = np.zeros((len(others), 3 if head == "classes" else 2))
+    p[:, model.classes_] = model.predict_proba(others)  # the majority may know fewer answers
     return p if head == "classes" else p[:, 1]
 
 # %% ../../nbs/models/10_baseline.ipynb #91e253c7
@@ -97,13 +97,13 @@ def _chain_answers(
         return np.stack([missing, 1 - pB, pB], 1)
     return np.stack([1 - pA, pA * (1 - pB), pA * pB], 1)
 
-# %% ../../nbs/models/10_baseline.ipynb #3939a52f
+# %% ../../nbs/models/10_baseline.ipynb #9ab5a29f
 def _answer_tiles(
     config: Config,
     known: pd.DataFrame,  # tiles to fit on, with `group` or `patient`, and `label`
-    asked: pd.DataFrame,  # tiles to answer for
+    others: pd.DataFrame,  # tiles to answer for
     features: pd.DataFrame,  # of all of them
-) -> np.ndarray:  # (asked, 3)
+) -> np.ndarray:  # (others, 3)
     "Fit a baseline's heads and answer for other tiles; raise `InputError` where no feature varies."
     c = config.radiomics
     scaler = fit_scaler(features, known.index, c.feature_scaling, c.n_features, known.label)
@@ -112,15 +112,15 @@ def _answer_tiles(
         fix = "use other masks and channels"
         raise InputError(f"baseline {config.model.estimator!r}: {problem}; {fix}")
     z = scaler(features.loc[known.index])
-    z_asked = scaler(features.loc[asked.index])
+    z_others = scaler(features.loc[others.index])
     target = known.label.map(CLASSES.index).to_numpy(int)
     group = _group_names(known)
     answers = {}
     for head in HEADS[config.model.head]:
-        answers[head] = _fit_head(config, head, z, target, group, z_asked)
+        answers[head] = _fit_head(config, head, z, target, group, z_others)
     return _chain_answers(answers)
 
-
+# %% ../../nbs/models/10_baseline.ipynb #d5b05fb6
 _COLUMNS = ("patient", "slide", "scan", "group", "label")  # of the tiles, where they are known
 
 
@@ -135,15 +135,15 @@ def predict_baseline(
     config = _trainable_config(config, tiles[part == "train"])
     tables = []
     for name, parts in (("valid", ["train"]), ("test", ["train", "valid"])):
-        known, asked = tiles[part.isin(parts)], tiles[part == name]
-        if not len(asked):
+        known, others = tiles[part.isin(parts)], tiles[part == name]
+        if not len(others):
             continue
-        table = asked[[column for column in _COLUMNS if column in asked]].copy()
+        table = others[[column for column in _COLUMNS if column in others]].copy()
         table.insert(0, "part", name)
         table.insert(0, "seed", config.training.seed)
-        table.insert(0, "fold", folds.fold.loc[asked.index])
-        p = _answer_tiles(config, known, asked, features)
-        p = pd.DataFrame(p, asked.index, list(PROBABILITY_COLUMNS))
+        table.insert(0, "fold", folds.fold.loc[others.index])
+        p = _answer_tiles(config, known, others, features)
+        p = pd.DataFrame(p, others.index, list(PROBABILITY_COLUMNS))
         tables.append(table.join(p).assign(gate_image=np.nan))
     if not tables:
         raise InputError("folds: no tile to predict; make the table with a validation or test part")

@@ -22,7 +22,7 @@ from ..core.labels import CLASSES
 from ..data.pixels import load_resized_tiles
 from .augment import augment_batch, cached_side_px, sample_augmentations
 from .embedding import best_device, embed_tiles
-from .scaling import FeatureScaler
+from .scaling import _FeatureScaler
 
 # %% ../../nbs/models/07_batches.ipynb #4611371d
 def _shard_draws(
@@ -38,7 +38,23 @@ def _shard_draws(
     fill = (shard or draws)[-1:]
     return shard + fill * (size - len(shard))
 
-# %% ../../nbs/models/07_batches.ipynb #60da9324
+# %% ../../nbs/models/07_batches.ipynb #7e36e458
+def _image_inputs(
+    images: Tensor,  # (B, views, width), or (B, R, R, 3) bytes
+    draws: list[int],  # of these images
+    seed: int | None,  # of random changes; None for no changes
+) -> dict[str, Tensor]:  # `image` (B, width), or (B, 3, R, R) bytes and its changes
+    "Return what draws see of their tiles."
+    if images.ndim == 4:
+        changes = {} if seed is None else sample_augmentations(draws, seed)
+        return dict(image=images.permute(0, 3, 1, 2)) | changes
+    views = [0] * len(draws)
+    if seed is not None:
+        generators = [np.random.default_rng([seed, draw]) for draw in draws]
+        views = [rng.integers(images.shape[1]) for rng in generators]
+    return dict(image=images[range(len(draws)), views])
+
+# %% ../../nbs/models/07_batches.ipynb #60782e14
 class TileDataset(Dataset):
     "Put batches together: `target`, and where given `image`, `radiomics` and `counts_<head>`."
 
@@ -65,31 +81,16 @@ class TileDataset(Dataset):
         draws: list[int],  # of n tiles, draw n·e + i is tile i in epoch e
     ) -> dict[str, Tensor]:  # `target` (B,), `radiomics` (B, features), `image` of this shard, …
         "Return the batch of some draws."
-        at = [draw % len(self) for draw in draws]
-        batch = dict(target=self.target[at])
-        batch |= {name: w[at] for name, w in self.weights.items()}
+        positions = [draw % len(self) for draw in draws]
+        batch = dict(target=self.target[positions])
+        batch |= {name: w[positions] for name, w in self.weights.items()}
         if self.radiomics is not None:
-            batch["radiomics"] = self.radiomics[at]
+            batch["radiomics"] = self.radiomics[positions]
         if self.images is None:
             return batch
         shard = _shard_draws(draws, *self.shard)
         images = torch.from_numpy(self.images[[draw % len(self) for draw in shard]])
-        return batch | self._image_inputs(images, shard)
-
-    def _image_inputs(
-        self,
-        images: Tensor,  # (B, views, width), or (B, R, R, 3) bytes
-        draws: list[int],
-    ) -> dict[str, Tensor]:  # `image` (B, width), or (B, 3, R, R) bytes and its changes
-        "Return what the draws see of their tiles."
-        if images.ndim == 4:
-            changes = {} if self.seed is None else sample_augmentations(draws, self.seed)
-            return dict(image=images.permute(0, 3, 1, 2)) | changes
-        views = [0] * len(draws)
-        if self.seed is not None:
-            rngs = [np.random.default_rng([self.seed, draw]) for draw in draws]
-            views = [rng.integers(images.shape[1]) for rng in rngs]
-        return dict(image=images[range(len(draws)), views])
+        return batch | _image_inputs(images, shard, self.seed)
 
 # %% ../../nbs/models/07_batches.ipynb #cfd9ee50
 def _load_images(
@@ -113,7 +114,7 @@ def make_dataset(
     config: Config,  # `model`, and the seed
     tiles: pd.DataFrame,  # with `label`; `path` and `sha256` where images are read
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images only
-    scaler: FeatureScaler | None = None,  # fitted on training tiles
+    scaler: _FeatureScaler | None = None,  # fitted on training tiles
     backbone: nn.Module | None = None,  # has a `digest`; None for radiomics only
     cache_dir: str | Path | None = None,  # where embeddings and pixels are kept; None for nowhere
     augment: bool = False,  # random changes, for training tiles
@@ -128,7 +129,7 @@ def make_dataset(
     return TileDataset(tiles, images, radiomics, weights, config.training.seed if augment else None)
 
 # %% ../../nbs/models/07_batches.ipynb #8dc37b9f
-def _augmented(
+def _augment_pixels(
     batch: dict[str, Tensor],  # of `make_loader`
     image_size: int,  # side of the network's input, pixels
 ) -> dict[str, Tensor]:  # `image` changed, where the batch holds changes

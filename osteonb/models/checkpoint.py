@@ -27,11 +27,11 @@ from ..core.labels import TASKS
 from ..core.runs import Run
 from .backbone import _state_digest, make_backbone
 from .fusion import FusionNet, TrainedModel, make_network
-from .scaling import _QUANTILE_GRID, FeatureScaler
+from .scaling import _QUANTILE_GRID, _FeatureScaler
 
 # %% ../../nbs/models/11_checkpoint.ipynb #46dbd2be
 def _scaler_to_dict(
-    scaler: FeatureScaler,
+    scaler: _FeatureScaler,
 ) -> dict[str, Any]:  # `mean`, `std`, `constant`, `unselected`, `quantiles`
     "Return a scaler as lists and dictionaries, which read back to the last bit."
     quantiles = None
@@ -45,9 +45,9 @@ def _scaler_to_dict(
         quantiles=quantiles,
     )
 
-# %% ../../nbs/models/11_checkpoint.ipynb #3c6146ab
+# %% ../../nbs/models/11_checkpoint.ipynb #5bfeb72e
 def _is_valid_scaler(
-    scaler: FeatureScaler,
+    scaler: _FeatureScaler,
 ) -> bool:
     "Return whether fitting can have made a scaler."
     mean, std, quantiles = scaler.mean, scaler.std, scaler.quantiles
@@ -63,8 +63,8 @@ def _is_valid_scaler(
     finite = np.isfinite(quantiles).all(axis=None)
     return bool(list(quantiles) == list(mean.index) and finite and rising)
 
-
-def _names_of(
+# %% ../../nbs/models/11_checkpoint.ipynb #6d02a7cb
+def _list_to_tuple(
     value: Any,  # what a file holds
 ) -> tuple:  # of names; (None,) for what is no list, which no scaler has
     "Return a list as a tuple."
@@ -73,7 +73,7 @@ def _names_of(
 
 def _scaler_from_dict(
     kept: dict[str, Any],  # of `_scaler_to_dict`
-) -> FeatureScaler:
+) -> _FeatureScaler:
     "Return the scaler that a dictionary describes; other content raises errors of many types."
     statistics = {}
     for name in ("mean", "std"):
@@ -85,13 +85,13 @@ def _scaler_from_dict(
         for feature, values in kept["quantiles"].items():
             columns[feature] = dict(zip(_QUANTILE_GRID, map(float, values), strict=True))
         quantiles = pd.DataFrame(columns)
-    constant, unselected = _names_of(kept["constant"]), _names_of(kept["unselected"])
-    return FeatureScaler(statistics["mean"], statistics["std"], constant, unselected, quantiles)
+    constant, unselected = _list_to_tuple(kept["constant"]), _list_to_tuple(kept["unselected"])
+    return _FeatureScaler(statistics["mean"], statistics["std"], constant, unselected, quantiles)
 
 
 def _read_scaler(
     path: Path,  # `scaler.json`
-) -> FeatureScaler:
+) -> _FeatureScaler:
     "Read a scaler; raise `InputError` where the file contains something else."
     kept = read_json(path)
     try:
@@ -180,7 +180,7 @@ def save_model(
     run.write("model", save(state, header))
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
-# %% ../../nbs/models/11_checkpoint.ipynb #16e56a78
+# %% ../../nbs/models/11_checkpoint.ipynb #219cbf64
 def _read_weights(
     path: Path,  # `model.safetensors`
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # tensors, and the digests of `_model_digests`
@@ -188,20 +188,6 @@ def _read_weights(
     with safe_open(path, "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}
         return state, json.loads((file.metadata() or {}).get("inputs", "{}"))
-
-
-def _trained_head(
-    head: str,  # of the run's settings
-    path: Path,  # `model.safetensors`
-) -> str:  # of the network in the file
-    "Return the one task that a hierarchical network was trained for, where training lacked a class."
-    try:
-        with safe_open(path, "pt") as file:
-            names = {name.split(".")[1] for name in file.keys() if name.startswith("heads.")}
-    except Exception:
-        return head  # `_load_weights` says what is wrong
-    is_reduced = head == "hierarchical" and len(names) == 1 and names <= set(TASKS)
-    return names.pop() if is_reduced else head
 
 
 def _load_weights(
@@ -222,7 +208,7 @@ def _load_weights(
         digests["scaler"] = digests.pop("standardiser")
     return digests
 
-
+# %% ../../nbs/models/11_checkpoint.ipynb #3567c721
 def _check_digests(
     run: Run,
     trained: TrainedModel,  # as it was read
@@ -239,17 +225,28 @@ def _check_digests(
         raise InputError(f"{scaler_path}: {problem}; train it again")
     if written.get("weights") != found["weights"]:
         raise InputError(f"{path}: damaged, not the weights that were written; train it again")
-    model, backbone = trained.config.model, trained.backbone
-    if (
-        model.freeze_backbone
-        and backbone is not None
-        and written.get("backbone") != found["backbone"]
-    ):
+    model = trained.config.model
+    frozen = model.freeze_backbone and trained.backbone is not None
+    if frozen and written.get("backbone") != found["backbone"]:
         problem = f"trained on embeddings of other backbone weights ({written.get('backbone')})"
         here = f"pretrained_weights={model.pretrained_weights!r} gives here ({found['backbone']})"
         raise InputError(f"{path}: {problem} than {here}")
 
+# %% ../../nbs/models/11_checkpoint.ipynb #b2fd7af8
+def _trained_head(
+    head: str,  # of the run's settings
+    path: Path,  # `model.safetensors`
+) -> str:  # of the network in the file
+    "Return the one task that a hierarchical network was trained for, where training lacked a class."
+    try:
+        with safe_open(path, "pt") as file:
+            names = {name.split(".")[1] for name in file.keys() if name.startswith("heads.")}
+    except Exception:
+        return head  # `_load_weights` says what is wrong
+    is_reduced = head == "hierarchical" and len(names) == 1 and names <= set(TASKS)
+    return names.pop() if is_reduced else head
 
+# %% ../../nbs/models/11_checkpoint.ipynb #c6c0ce88
 def load_model(
     run: str | Path | Run,  # a run folder
 ) -> TrainedModel:  # ready to predict

@@ -99,11 +99,11 @@ def _group_names(
 def task_loss(
     logit: Tensor,  # (B,) logit of the answer "yes"
     answer: Tensor,  # (B,) 1 for yes, 0 for no
-    asked: Tensor,  # (B,) how much a tile counts; 0 or False where the task does not concern it
-    weight: Tensor,  # (2,) class weights of no and yes
+    tile_weight: Tensor,  # (B,) how much a tile counts; 0 or False where the task does not concern it
+    class_weight: Tensor,  # (2,) class weights of no and yes
 ) -> Tensor:  # scalar; zero where the task concerns no tile
     "Return the class-weighted cross-entropy of one binary task, eqs. (1) and (2)."
-    w = weight[answer] * asked
+    w = class_weight[answer] * tile_weight
     loss = F.binary_cross_entropy_with_logits(logit, answer.to(logit.dtype), reduction="none")
     return (w * loss).sum() / w.sum().clamp(min=torch.finfo(w.dtype).tiny)
 
@@ -157,7 +157,24 @@ class _TaskBalance(nn.Module):
         r = _REGULARIZATION if self.weighting == "learned" else 0.5
         return total + r * self.log_var.sum()
 
-# %% ../../nbs/models/06_loss.ipynb #1e5231f1
+# %% ../../nbs/models/06_loss.ipynb #6a43046d
+def _head_loss(
+    head: str,  # `tumor`, `viability` or `classes`
+    logit: Tensor,  # (B,), or (B, 3) of `classes`
+    target: Tensor,  # (B,) class of each tile, 0 to 2
+    tile_weight: Tensor,  # (B,) how much a tile counts
+    class_weight: Tensor,  # (2,), or (3,) of `classes`
+) -> Tensor:  # scalar
+    "Return the weighted loss of one head."
+    if head == "tumor":
+        return task_loss(logit, (target > 0).long(), tile_weight, class_weight)
+    if head == "viability":
+        is_tumor = (target > 0) * tile_weight
+        return task_loss(logit, (target == 2).long(), is_tumor, class_weight)
+    w = class_weight[target] * tile_weight
+    return (w * F.cross_entropy(logit, target, reduction="none")).sum() / w.sum()
+
+# %% ../../nbs/models/06_loss.ipynb #fe64efdc
 class _Losses(NamedTuple):
     "Hold a batch's loss and its parts."
 
@@ -185,22 +202,6 @@ class HierarchicalLoss(nn.Module):
             weight = _class_weights(n) if weigh_classes else torch.ones(len(n))
             self.register_buffer(f"weight_{name}", weight)
 
-    def head_loss(
-        self,
-        head: str,  # `tumor`, `viability` or `classes`
-        logit: Tensor,  # (B,), or (B, 3) of `classes`
-        target: Tensor,  # (B,) class of each tile, 0 to 2
-        counts: Tensor,  # (B,) how much a tile counts
-    ) -> Tensor:  # scalar
-        "Return the loss of one head; viability concerns tumor tiles only."
-        weight = self.get_buffer(f"weight_{head}")
-        if head == "tumor":
-            return task_loss(logit, (target > 0).long(), counts, weight)
-        if head == "viability":
-            return task_loss(logit, (target == 2).long(), (target > 0) * counts, weight)
-        w = weight[target] * counts
-        return (w * F.cross_entropy(logit, target, reduction="none")).sum() / w.sum()
-
     def clamp_weights(self) -> None:
         "Clamp λ in place; call it after each step of the optimizer."
         self.balance.clamp_weights()
@@ -215,8 +216,9 @@ class HierarchicalLoss(nn.Module):
         same = torch.ones(len(target), device=target.device)
         parts = {}
         for head in self.heads:
-            weight = same if counts is None else counts[head]
-            parts[head] = self.head_loss(head, logits[head], target, weight)
+            tile_weight = same if counts is None else counts[head]
+            class_weight = self.get_buffer(f"weight_{head}")
+            parts[head] = _head_loss(head, logits[head], target, tile_weight, class_weight)
         weights = dict(zip(self.heads, self.balance.weights().tolist()))
         return _Losses(self.balance(torch.stack(list(parts.values()))), parts, weights)
 

@@ -63,7 +63,7 @@ def average_passes(
     return torch.stack(passes).mean(0)
 
 # %% ../../nbs/models/12_prediction.ipynb #6d36480c
-_FACTS = ("patient", "slide", "scan", "group", "label")  # of a tile; only passed on
+_TILE_COLUMNS = ("patient", "slide", "scan", "group", "label")  # of a tile; only passed on
 
 
 def predict(
@@ -87,7 +87,7 @@ def predict(
     batches = make_loader(data, config.training.batch_size)
     values = average_passes(trained.net, batches, config.model.mc_dropout_passes).numpy()
     part = pd.Series(dtype=object) if folds is None else folds.part
-    table = tiles[[name for name in _FACTS if name in tiles]].copy()
+    table = tiles[[name for name in _TILE_COLUMNS if name in tiles]].copy()
     table.insert(0, "part", part.reindex(tiles.index).fillna("new").astype(str))
     table.insert(0, "seed", config.training.seed)
     known = folds is not None and len(folds) > 0

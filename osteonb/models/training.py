@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from ..core.files import atomic_write
 from ..core.runtime import set_seed
 from .backbone import make_backbone
-from .batches import _add_feature_noise, _augmented, make_dataset, make_loader
+from .batches import _add_feature_noise, _augment_pixels, make_dataset, make_loader
 from .fusion import FusionNet, TrainedModel, _NetworkOutput, make_network
 from osteonb.models.loss import (
     HierarchicalLoss,
@@ -43,7 +43,7 @@ from osteonb.models.loss import (
 from .scaling import fit_scaler
 from .selection import _check_finite, _check_validation, _selection_score
 
-# %% ../../nbs/models/09_training.ipynb #bb19967a
+# %% ../../nbs/models/09_training.ipynb #e0f1e7f2
 # keys of callbacks in checkpoints of version 0.1, without their arguments -> today's
 _OLD_STATE_KEYS = dict(History="history", Best="best")
 
@@ -55,9 +55,9 @@ def _callback_states(
     states = checkpoint["callbacks"]
     return {_OLD_STATE_KEYS.get(key.split("{")[0], key): state for key, state in states.items()}
 
-
-class Learner(L.LightningModule):
-    "Train a network with a loss, step by step."
+# %% ../../nbs/models/09_training.ipynb #b39f5c55
+class _ShardedNetwork(L.LightningModule):
+    "Pass a batch through a network, on one device or a shard of it on each of several."
 
     def __init__(
         self,
@@ -70,13 +70,6 @@ class Learner(L.LightningModule):
         self.loss = loss
         self.config = config
         self.shard = (0, 1)  # rank of this process, and number of processes
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        "Return AdamW, with λ in a group of its own."
-        c = self.config.training
-        net = dict(params=list(self.net.parameters()), lr=c.lr, weight_decay=c.weight_decay)
-        balance = dict(params=list(self.loss.parameters()), lr=c.lr * c.lambda_lr, weight_decay=0.0)
-        return torch.optim.AdamW([group for group in (net, balance) if group["params"]])
 
     def setup(self, stage: str) -> None:
         "Switch on determinism in this process, and find its shard of a batch."
@@ -95,20 +88,35 @@ class Learner(L.LightningModule):
             image = gathered[: len(batch["target"])]  # without the fill of the last shard
         return self.net.answer(image, batch.get("radiomics"))
 
+    def on_train_start(self) -> None:
+        "Set the shard that the datasets read."
+        for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
+            batches.dataset.shard = self.shard
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+        "Apply the changes that were drawn for the pixels, on their device."
+        return _augment_pixels(batch, self.config.model.image_size)
+
+# %% ../../nbs/models/09_training.ipynb #90cf47b8
+class Learner(_ShardedNetwork):
+    "Train a network with a loss, step by step."
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        "Return AdamW, with λ in a group of its own."
+        c = self.config.training
+        net = dict(params=list(self.net.parameters()), lr=c.lr, weight_decay=c.weight_decay)
+        balance = dict(params=list(self.loss.parameters()), lr=c.lr * c.lambda_lr, weight_decay=0.0)
+        return torch.optim.AdamW([group for group in (net, balance) if group["params"]])
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         "Take a step, and clamp λ in place."
         super().optimizer_step(*args, **kwargs)
         self.loss.clamp_weights()
 
     def on_train_start(self) -> None:
-        "Set the shard that the datasets read; clamp a λ that an old checkpoint left outside."
+        "Clamp a λ that an old checkpoint left outside."
+        super().on_train_start()
         self.loss.clamp_weights()
-        for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
-            batches.dataset.shard = self.shard
-
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
-        "Apply the changes that were drawn for the pixels, on their device."
-        return _augmented(batch, self.config.model.image_size)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], i: int) -> None:
         "Seed dropout and noise by the run's seed and the step."
@@ -133,7 +141,7 @@ class Learner(L.LightningModule):
         "Accept the callbacks' keys of version 0.1."
         checkpoint["callbacks"] = _callback_states(checkpoint)
 
-# %% ../../nbs/models/09_training.ipynb #780e6d83
+# %% ../../nbs/models/09_training.ipynb #babead56
 def _balance_row(
     loss: HierarchicalLoss,  # with its balance as it is now
 ) -> dict[str, float]:  # `lambda_<task>`, `weight_<task>`; empty where there is nothing to balance
@@ -147,7 +155,7 @@ def _balance_row(
         row |= {f"lambda_{task}": lam, f"weight_{task}": weight}
     return row
 
-
+# %% ../../nbs/models/09_training.ipynb #e74f4dd8
 class _History(Callback):
     "Collect a row for each epoch and keep them in every checkpoint."
 
@@ -282,7 +290,7 @@ def is_worker_process(
         raise InputError(f"settings 'devices' and 'num_nodes': {problem}; make the two agree")
     return launcher is not None and launcher.global_rank() > 0
 
-# %% ../../nbs/models/09_training.ipynb #2a60c24e
+# %% ../../nbs/models/09_training.ipynb #924d7f6d
 def _make_trainer(
     config: Config,
     callbacks: list[Callback],
@@ -312,7 +320,7 @@ def _make_trainer(
         num_sanity_val_steps=0,
     )
 
-
+# %% ../../nbs/models/09_training.ipynb #2c5681b6
 def train_loop(
     learner: Learner,  # left with the weights of its best epoch
     train: DataLoader,  # of the training part

@@ -14,12 +14,12 @@ from ..core.errors import unknown_name_error
 from ..core.labels import CLASSES, TASKS, TITLES
 from .grid.error_figures import _plot_entanglement
 from osteonb.reports.html import (
+    _RESEARCH_NOTE,
+    _SYNTHETIC_WARNING,
     _as_counts,
     _page_heading,
     _paragraph,
-    _RESEARCH_NOTE,
     _restore_text,
-    _SYNTHETIC_WARNING,
     html_details,
     html_section,
     html_table,
@@ -32,7 +32,7 @@ from .style import figure_to_html
 # %% ../../nbs/reports/05_audit_page.ipynb #bab7d057
 _AUDIT_TABLES = (
     *("findings", "scans", "spellings", "classes", "parts", "untrainable", "shared", "overlaps"),
-    *("duplicates", "blank", "entanglement", "recognised"),
+    *("duplicates", "blank", "entanglement", "recognized"),
 )
 
 
@@ -44,7 +44,7 @@ def _entanglement_questions(
     for row in tables.get("entanglement", pd.DataFrame()).itertuples():
         question = f"the patient alone answers, training tiles with {row.fold} held out"
         rows.append((row.task, question, row.patient_alone, row.majority))
-    for row in tables.get("recognised", pd.DataFrame()).itertuples():
+    for row in tables.get("recognized", pd.DataFrame()).itertuples():
         among = TITLES.get(row.among, row.among).lower()
         question = f"features tell the group, {among}"
         rows.append(("Which group is it?", question, row.balanced_accuracy, row.chance))
@@ -62,9 +62,9 @@ _DETAIL_TITLES = dict(
     duplicates="Duplicates, exact and near",
     blank="Blank tiles",
     entanglement="How far the patient alone answers",
-    recognised="How well features tell the group",
+    recognized="How well features tell the group",
 )
-_WORDS = {name: TITLES[name].lower() for name in (*CLASSES, *TASKS)}
+_CLASS_WORDS = {name: TITLES[name].lower() for name in (*CLASSES, *TASKS)}
 _WORD_COLUMNS = ("part", "task", "label", "label_a", "label_b")  # whose values are such names
 
 
@@ -72,7 +72,7 @@ def _readable_name(
     column: str,  # of an audit's table
 ) -> str:
     "Return what a column is called on a page."
-    return _WORDS.get(column, column.replace("_", " "))
+    return _CLASS_WORDS.get(column, column.replace("_", " "))
 
 
 def _readable_table(
@@ -84,8 +84,8 @@ def _readable_table(
     table = _as_counts(table)
     for column in _WORD_COLUMNS:
         if column in table:
-            table = table.assign(**{column: [_WORDS.get(value, value) for value in table[column]]})
-    return table.rename(index=_WORDS, columns=_readable_name)
+            table = table.assign(**{column: [_CLASS_WORDS.get(value, value) for value in table[column]]})
+    return table.rename(index=_CLASS_WORDS, columns=_readable_name)
 
 # %% ../../nbs/reports/05_audit_page.ipynb #c0df1597
 def _audit_details(

@@ -67,8 +67,8 @@ summary { cursor: pointer; color: var(--soft) }
   figure > * { max-width: none !important } }
 """
 
-# %% ../../nbs/reports/01_html.ipynb #51f6d08a
-_TEMPLATE = """
+# %% ../../nbs/reports/01_html.ipynb #e5939281
+_PAGE_MACROS = """
 {%- macro page(title, style_sheet, parts) -%}
 <!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
@@ -108,7 +108,10 @@ _TEMPLATE = """
 {%- for name, value in numbers %}<div class="tile"><b>{{ value }}</b><span>{{ name }}</span></div>{% endfor -%}
 </div>
 {%- endmacro -%}
+"""
 
+# %% ../../nbs/reports/01_html.ipynb #eeb99a44
+_TABLE_MACROS = """
 {%- macro cell(text, style, tone) -%}
 <td{% if style %} class="{{ style }}"{% endif %}>
 {%- if tone %}<span class="{{ tone }}">{{ text }}</span>{% else %}{{ text }}{% endif -%}
@@ -132,11 +135,11 @@ _TEMPLATE = """
 
 {%- macro figure(content) -%}<figure>{{ content }}</figure>{%- endmacro -%}
 """
-_MACROS = jinja2.Environment(autoescape=True).from_string(_TEMPLATE).module
+_MACROS = jinja2.Environment(autoescape=True).from_string(_PAGE_MACROS + _TABLE_MACROS).module
 
 
 def _render(
-    macro: str,  # of `_TEMPLATE`
+    macro: str,  # of the template
     *values: object,  # its arguments; text is escaped, `Markup` is not
 ) -> str:
     "Render one piece of a page as HTML."
@@ -318,7 +321,7 @@ def _restore_text(
 # %% ../../nbs/reports/01_html.ipynb #af4edac1
 def _as_counts(
     table: pd.DataFrame,  # whose columns of counts may have been read as floats
-    columns: tuple = ("n", "cells", "not_run", "family", "epoch", "seed"),  # of counts
+    columns: tuple = ("n", "runs", "not_run", "family", "epoch", "seed"),  # of counts
 ) -> pd.DataFrame:  # the same, with whole numbers and `<NA>` in these columns
     "Show whole numbers as whole numbers."
     numeric = [c for c in columns if c in table and pd.api.types.is_numeric_dtype(table[c])]

@@ -16,7 +16,7 @@ from ..core.files import read_json
 from ..core.labels import TITLES
 from ..core.runs import Run
 from ..data.download import CITATION
-from ..data.splits import class_counts
+from ..data.tiles import class_counts
 from ..evaluation.bootstrap import intervals
 from ..evaluation.tables import run_warnings, summarize
 from ..models.checkpoint import load_model

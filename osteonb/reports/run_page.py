@@ -14,16 +14,16 @@ from ..core.config import Config
 from ..core.files import read_json
 from ..core.labels import TITLES
 from ..core.runs import Run
-from ..data.splits import class_counts
+from ..data.tiles import class_counts
 from ..evaluation.decisions import decision_table
 from ..evaluation.metrics import evaluate, validation_thresholds
 from ..evaluation.tables import run_warnings, summarize
 from osteonb.reports.html import (
+    _RESEARCH_NOTE,
     _page_heading,
     _paragraph,
-    _RESEARCH_NOTE,
-    html_numbers,
     html_details,
+    html_numbers,
     html_section,
     html_table,
     warning_box,
@@ -31,11 +31,11 @@ from osteonb.reports.html import (
 )
 from osteonb.reports.run_figures import (
     _plot_class_by_patient,
+    _plot_features,
+    _plot_learning_curves,
+    _plot_roc,
     plot_confusion,
-    plot_features,
     plot_gate,
-    plot_learning_curves,
-    plot_roc,
 )
 from .style import figure_to_html
 
@@ -117,7 +117,7 @@ def _results_section(
         _paragraph(_DECISIONS_TEXT),
         html_table(decision_table(predictions)),
         figure_to_html(plot_confusion(predictions, note), "Confusion matrix of the test part"),
-        figure_to_html(plot_roc(predictions, note), "ROC curves of both tasks and of each class"),
+        figure_to_html(_plot_roc(predictions, note), "ROC curves of both tasks and of each class"),
         html_details("Every metric", html_table(all_metrics)),
         html_details("Thresholds fixed on validation", html_table(thresholds)),
     )
@@ -133,7 +133,7 @@ def _learning_part(
     from osteonb.models.loss import WEIGHT_CLAMP
 
     clamp = None if config.training.task_weighting == "kendall" else WEIGHT_CLAMP
-    figure = plot_learning_curves(history, note, clamp)
+    figure = _plot_learning_curves(history, note, clamp)
     return figure_to_html(figure, "Losses, validation AUC and balance of the tasks by epoch")
 
 
@@ -168,7 +168,7 @@ def _training_section(
     learning = _learning_part(history, config, note)
     return html_section("Training", text, learning, _gate_part(run.predictions, note))
 
-# %% ../../nbs/reports/04_run_page.ipynb #9fa6cf5f
+# %% ../../nbs/reports/04_run_page.ipynb #73edd02b
 def _scaler_sentences(
     run: Run,  # with features
 ) -> tuple[str, str]:  # what enters the model; what was dropped
@@ -189,7 +189,7 @@ def _scaler_sentences(
         return enter, f"Constant over the training tiles, and dropped: {names}."
     return enter, "No feature is constant over the training tiles."
 
-
+# %% ../../nbs/reports/04_run_page.ipynb #cfdc3956
 def _undefined_table(
     undefined: pd.DataFrame,  # `mask, class, reason`, a row for each tile and class of features
 ) -> pd.DataFrame:  # `mask, class, reason, tiles`
@@ -216,7 +216,7 @@ def _features_section(
         )
     text = f"{features.shape[1]} were measured {enter}. {defined}"
     table = html_table(_undefined_table(undefined)) if len(undefined) else ""
-    figure = plot_features(features[folds.part == "train"], tiles, note)
+    figure = _plot_features(features[folds.part == "train"], tiles, note)
     description = "Distributions of features by class, training tiles"
     figure = figure_to_html(figure, description)
     return html_section("Radiomic features", text, _paragraph(dropped), table, figure)

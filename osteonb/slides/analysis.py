@@ -53,7 +53,7 @@ from osteonb.slides.necrosis import (
 from .patients import _check_patients, _combine_patients, _draws_table
 from .reader import Slide, _find_slides, open_slide
 from osteonb.slides.report import (
-    _PURPOSE,
+    _USE_NOTE,
     SlideResult,
     _class_map,
     _image_warnings,
@@ -208,7 +208,7 @@ def _summarize_job(
     limits = _image_warnings(tiles, unlike, coarser)
     result = SlideResult(
         slide=slide.path.name,
-        purpose=_PURPOSE,
+        purpose=_USE_NOTE,
         **_summarize_areas(blocks.sum(0), draws, tile_um),
         warnings=limits + _ratio_warnings(len(blocks), temperatures, job.shift),
         unlike=unlike,

@@ -35,9 +35,9 @@ def _ring_corners(
 ) -> list[tuple[int, int]]:  # (x, y), the first again at the end
     "Return the corners of a closed line, from the uppermost one on the left."
     points = np.asarray(ring.coords, int)[:-1]
-    arriving = points - np.roll(points, 1, axis=0)
-    leaving = np.roll(points, -1, axis=0) - points
-    turns = (np.sign(arriving) != np.sign(leaving)).any(axis=1)
+    incoming = points - np.roll(points, 1, axis=0)
+    outgoing = np.roll(points, -1, axis=0) - points
+    turns = (np.sign(incoming) != np.sign(outgoing)).any(axis=1)
     corners = [tuple(corner) for corner in points[turns].tolist()]
     first = min(range(len(corners)), key=lambda i: corners[i][::-1])
     return [*corners[first:], *corners[: first + 1]]

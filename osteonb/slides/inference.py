@@ -39,7 +39,7 @@ from osteonb.slides.similarity import (
 from .tiling import _read_tiles
 
 # %% ../../nbs/slides/04_inference.ipynb #605570f3
-def _why_unusable(
+def _unusable_reason(
     config: Config,
 ) -> str:  # the reason and the fix; empty where the run can be used
     "Say why a run cannot analyze slides."
@@ -59,12 +59,12 @@ def _load_slide_model(
     run: Run,
 ) -> TrainedModel:
     "Load a run's model; raise `InputError` where it cannot analyze slides, warn of other versions or data."
-    if reason := _why_unusable(run.config):
+    if reason := _unusable_reason(run.config):
         raise InputError(f"{run.path}: {reason}")
     for difference in provenance_warnings(run):
         warnings.warn(difference, stacklevel=2)
     trained = load_model(run)
-    if reason := _why_unusable(trained.config):  # training lacked a class for one task
+    if reason := _unusable_reason(trained.config):  # training lacked a class for one task
         raise InputError(f"{run.path}: {reason}")
     return trained
 

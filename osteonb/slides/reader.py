@@ -112,7 +112,7 @@ def _segment_size(
     return page.rowsperstrip, page.imagewidth
 
 # %% ../../nbs/slides/01_reader.ipynb #3fbae7ee
-def _touched(
+def _segments_of_region(
     start: int,  # of the piece, pixels of the level
     length: int,  # of the piece, pixels
     segment: int,  # side of a segment, pixels
@@ -134,8 +134,8 @@ def _read_tiff_region(
     height, width = _segment_size(page)
     n_columns = -(-page.imagewidth // width)
     piece = np.full((h, w, 3), 255, np.uint8)
-    for row in _touched(y, h, height, page.imagelength):
-        for column in _touched(x, w, width, page.imagewidth):
+    for row in _segments_of_region(y, h, height, page.imagelength):
+        for column in _segments_of_region(x, w, width, page.imagewidth):
             pixels, top, left = _decode_segment(page, row * n_columns + column)
             first_y, first_x = max(y, top), max(x, left)
             part = pixels[first_y - top : y + h - top, first_x - left : x + w - left, :3]

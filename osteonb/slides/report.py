@@ -85,7 +85,7 @@ def _ratio_warnings(
 
 # %% ../../nbs/slides/06_report.ipynb #be8841ab
 _FILE_KEYS = dict(warnings="doubts")  # attribute -> its name in `slide.json`
-_PURPOSE = "For research only; no part of this is a diagnosis."
+_USE_NOTE = "For research only; no part of this is a diagnosis."
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _ratio_section(
     return html_section("Necrosis ratio", _RATIO_TEXT, html_table(pd.DataFrame(rows).T))
 
 # %% ../../nbs/slides/06_report.ipynb #cad4162e
-_FACTS = (
+_FACT_FIELDS = (
     *("slide", "reader", "mpp", "width", "height", "tiles", "damaged"),
     *("tissue_mm2", "not_seen_mm2", "run"),
 )
@@ -280,7 +280,7 @@ def _facts_table(
     result: SlideResult,
 ) -> str:  # HTML
     "Return a table of what was done and found."
-    facts = {name: getattr(result, name) for name in _FACTS}
+    facts = {name: getattr(result, name) for name in _FACT_FIELDS}
     facts["shift"] = result.settings["shift"]
     for name, area in result.areas_mm2.items():
         facts[f"area, {TITLES[name].lower()}, mm²"] = round(area, 2)
@@ -309,7 +309,7 @@ def _write_slide_page(
     table = "tiles.parquet holds every tile with its probabilities and its distance from the training tiles."
     parts = [
         f"<h1>{escape(result.slide)}</h1>",
-        f'<p class="soft">{_PURPOSE}</p>',
+        f'<p class="soft">{_USE_NOTE}</p>',
         warning_box(result.warnings),
         _ratio_section(result),
         html_section("Map", f"{cells} {qupath}", figure_to_html(fig, f"Map of {result.slide}")),

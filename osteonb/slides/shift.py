@@ -86,8 +86,8 @@ def _check_results(
     if absent := [result.slide for result in results if result.slide not in known_ratios]:
         raise InputError(f"known ratios: none for {abbreviate(absent)}")
     _check_fractions(known_ratios)
-    ways = {(result.settings["model"], result.settings["shift"]) for result in results}
-    if len(ways) > 1:
+    origins = {(result.settings["model"], result.settings["shift"]) for result in results}
+    if len(origins) > 1:
         fix = "analyze all of them with the same run and shift"
         raise InputError(f"known ratios: slides of several models or several shifts; {fix}")
 

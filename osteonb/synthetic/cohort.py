@@ -180,16 +180,7 @@ def _choose_tiles(
     table = pd.DataFrame({"image.name": names, "classification": [label for _, label in rows]})
     return table.sort_values("image.name", ignore_index=True)
 
-# %% ../../nbs/synthetic/03_cohort.ipynb #sc6097d9
-# patient and label of an older tile, and its crops in turn: slide, step to the right and down in µm.
-# A step of 256 µm is whole blocks of a JPEG file where a tile's side is a multiple of 32 pixels.
-_SHARED_SCANS = (
-    ("Case 901", "Non-Viable-Tumor", (("Case 901 A10", 256, 0),)),
-    ("Case 904", "Non-Tumor", (("P905 B1", 512, 256), ("P905 B3", 512, 256))),
-)
-_UNRELATED_TILE = ("Case 948 - P5", "Non-Tumor", ("P905 B1", 512, 256))  # in the same way
-
-
+# %% ../../nbs/synthetic/03_cohort.ipynb #687a6281
 def _tiles_to_continue(
     table: pd.DataFrame,  # of `_choose_tiles`
     patient: str,  # as the names spell it
@@ -211,6 +202,15 @@ def _step_from(
     "Name a tile that lies a step away from another."
     _, x, y = name.rsplit("-", 2)
     return f"{slide}-{int(x) + dx}-{int(y) + dy}"
+
+# %% ../../nbs/synthetic/03_cohort.ipynb #825ac8c6
+# patient and label of an older tile, and its crops in turn: slide, step to the right and down in µm.
+# A step of 256 µm is whole blocks of a JPEG file where a tile's side is a multiple of 32 pixels.
+_SHARED_SCANS = (
+    ("Case 901", "Non-Viable-Tumor", (("Case 901 A10", 256, 0),)),
+    ("Case 904", "Non-Tumor", (("P905 B1", 512, 256), ("P905 B3", 512, 256))),
+)
+_UNRELATED_TILE = ("Case 948 - P5", "Non-Tumor", ("P905 B1", 512, 256))  # in the same way
 
 
 def _choose_crops(
@@ -341,7 +341,7 @@ def make_cohort(
     scale: float = 1.0,  # factor on the number of tiles: 171 at 1, 46 at 0.25, 100,035 at 585
     size: int = 1024,  # side of a tile, pixels, at least 32; the field of view stays the same
     n_jobs: int | None = None,  # processes; None for one per core; images do not depend on it
-) -> Path:  # the folder, for `read_release(folder, tile_size=size)`
+) -> Path:  # the folder, for `read_tiles(folder, tile_size=size)`
     "Draw a synthetic cohort laid out as the TCIA release; raise `InputError` where the folder holds anything else."
     if size < 32:
         raise InputError(f"size: got {size}, wanted at least 32 pixels")

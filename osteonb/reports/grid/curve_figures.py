@@ -22,7 +22,7 @@ from ...core.labels import TASKS, TITLES
 from .style import _check_colors, _check_table, _first_variants, _line_styles
 from ..style import PLOT_STYLE, _write_in_panel, make_panels
 
-# %% ../../../nbs/reports/grid/03_curve_figures.ipynb #6d7e0a84
+# %% ../../../nbs/reports/grid/03_curve_figures.ipynb #108d5e1a
 def _missing_variants(
     table: pd.DataFrame,  # with `variant` and `scope`
     names: list,  # of the variants that are drawn
@@ -47,7 +47,7 @@ def _missing_note(
             sentences.append(f"{TITLES[task]}: no line for {'; '.join(names)}")
     return ". ".join([*sentences, note] if note else sentences)
 
-
+# %% ../../../nbs/reports/grid/03_curve_figures.ipynb #d4a1620e
 def _task_panels(
     table: pd.DataFrame,  # with `variant` and `scope`; rows of other scopes than the tasks are not drawn
     draw: Callable,  # draws one variant: takes the panel, its rows and the look of its line

@@ -16,7 +16,7 @@ import pandas as pd
 from ...core.files import folder_lock, write_json, write_table
 from ...core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS
 from ...data.overlaps import assign_groups
-from ...data.tcia import read_release
+from ...data.tiles import read_tiles
 from ...evaluation.bootstrap import intervals
 from osteonb.evaluation.calibration import (
     apply_temperatures,
@@ -168,7 +168,7 @@ def _example_audit(
         shared=pd.DataFrame(columns=["fold", "what", "parts", "n", "which", "verdict"]),
         overlaps=pd.DataFrame(columns=_OVERLAP_COLUMNS),
         entanglement=pd.DataFrame(entangled, columns=_ENTANGLEMENT_COLUMNS),
-        recognised=pd.DataFrame(recognized, columns=_RECOGNITION_COLUMNS),
+        recognized=pd.DataFrame(recognized, columns=_RECOGNITION_COLUMNS),
         **_example_suspects(tiles),
     )
 
@@ -227,7 +227,7 @@ def _example_claims(
     )
     return pd.DataFrame(claims)
 
-# %% ../../../nbs/reports/grid/11_fixtures.ipynb #f27e2198
+# %% ../../../nbs/reports/grid/11_fixtures.ipynb #fa45feda
 def _roc_table(
     table: pd.DataFrame,  # predictions of one variant
     task: str,  # one of the two tasks
@@ -239,7 +239,7 @@ def _roc_table(
     return points.assign(auc=area)
 
 
-def _metrics_of_each_patient(
+def _evaluate_patients(
     table: pd.DataFrame,  # predictions of one variant
 ) -> pd.DataFrame:  # `patient, scope, metric, value, n, reason`
     "Evaluate the test tiles of each patient by themselves."
@@ -260,8 +260,8 @@ def _calibration_table(
     after = calibration_metrics(apply_temperatures(table, fit_temperatures(table)))
     return before.rename(columns=dict(value="as_it_is")).assign(calibrated=after.value)
 
-
-def _of_each_variant(
+# %% ../../../nbs/reports/grid/11_fixtures.ipynb #49a33897
+def _compute_per_variant(
     mean: dict,  # (variant, split) -> predictions, seeds averaged
     compute: Callable,  # takes predictions, returns a table
 ) -> pd.DataFrame:  # with `variant` and `split`
@@ -270,7 +270,7 @@ def _of_each_variant(
     return pd.concat(tables, ignore_index=True)
 
 
-def _of_each_task(
+def _compute_per_task(
     compute: Callable,  # takes predictions and a task, returns a table
 ) -> Callable:  # takes predictions, returns a table with `scope`
     "Compute a table for each task that a variant answers."
@@ -307,32 +307,12 @@ def _variant_tables(
     masks = np.where(chosen.fold < "Case-904", "tissue", "nuclei")
     reasons = np.where(is_lost, "stopped by hand", "")
     return {
-        "variants.csv": variants.assign(cells=18, not_run=is_lost.astype(int), reason=reasons),
+        "variants.csv": variants.assign(runs=18, not_run=is_lost.astype(int), reason=reasons),
         "not_run.csv": pd.DataFrame([lost], columns=columns).assign(reason="stopped by hand"),
         "chosen.csv": chosen.assign(what="features", value=masks),
     }
 
-# %% ../../../nbs/reports/grid/11_fixtures.ipynb #79f1197d
-def _prediction_tables(
-    mean: dict,  # (variant, split) -> predictions, seeds averaged
-) -> dict[str, pd.DataFrame]:  # file -> table
-    "Compute the tables that follow from predictions."
-    metrics = _of_each_variant(mean, lambda table: intervals(table, _N_DRAWS))
-    differences = _example_differences(mean)
-    return {
-        "metrics.csv": metrics.assign(folds=np.where(metrics.split == "group", "4 of 4", "5 of 5")),
-        "patients.csv": _of_each_variant(mean, _metrics_of_each_patient),
-        "differences.csv": differences,
-        "claims.csv": _example_claims(differences),
-        "calibration.csv": _of_each_variant(mean, _calibration_table),
-        "temperatures.csv": _of_each_variant(mean, fit_temperatures),
-        "decisions.csv": _of_each_variant(mean, lambda table: decision_table(table).reset_index()),
-        "reliability.csv": _of_each_variant(mean, _of_each_task(reliability_curve)),
-        "decision.csv": _of_each_variant(mean, _of_each_task(decision_curve)),
-        "roc.csv": _of_each_variant(mean, _of_each_task(_roc_table)),
-    }
-
-
+# %% ../../../nbs/reports/grid/11_fixtures.ipynb #a4609821
 def _mean_predictions(
     predictions: pd.DataFrame,  # of all grid runs
     folds: dict,  # split -> names of its folds
@@ -345,10 +325,30 @@ def _mean_predictions(
     return mean
 
 
+def _prediction_tables(
+    mean: dict,  # (variant, split) -> predictions, seeds averaged
+) -> dict[str, pd.DataFrame]:  # file -> table
+    "Compute the tables that follow from predictions."
+    metrics = _compute_per_variant(mean, lambda table: intervals(table, _N_DRAWS))
+    differences = _example_differences(mean)
+    return {
+        "metrics.csv": metrics.assign(folds=np.where(metrics.split == "group", "4 of 4", "5 of 5")),
+        "patients.csv": _compute_per_variant(mean, _evaluate_patients),
+        "differences.csv": differences,
+        "claims.csv": _example_claims(differences),
+        "calibration.csv": _compute_per_variant(mean, _calibration_table),
+        "temperatures.csv": _compute_per_variant(mean, fit_temperatures),
+        "decisions.csv": _compute_per_variant(mean, lambda table: decision_table(table).reset_index()),
+        "reliability.csv": _compute_per_variant(mean, _compute_per_task(reliability_curve)),
+        "decision.csv": _compute_per_variant(mean, _compute_per_task(decision_curve)),
+        "roc.csv": _compute_per_variant(mean, _compute_per_task(_roc_table)),
+    }
+
+# %% ../../../nbs/reports/grid/11_fixtures.ipynb #ce682f36
 def _example_grid_tables() -> dict[str, pd.DataFrame]:  # file -> table
     "Make up the tables of a grid on a synthetic cohort."
     rng = np.random.default_rng(0)
-    tiles, excluded = read_release(small_cohort(0.9, 64), tile_size=64, n_jobs=1)
+    tiles, excluded = read_tiles(small_cohort(0.9, 64), tile_size=64, n_jobs=1)
     tiles = assign_groups(tiles)
     folds = dict(group=sorted(tiles.group.unique()), tile=list("12345"))
     runs, lost = _example_grid_runs(folds)

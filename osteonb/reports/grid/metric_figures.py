@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from ...core.errors import unknown_name_error
 from .style import _check_colors, _check_table, _empty_figure, _row_panels
+from .tables import _with_metric_names
 from ..style import PLOT_STYLE
 
 # %% ../../../nbs/reports/grid/02_metric_figures.ipynb #033b2093
@@ -176,7 +177,7 @@ def _plot_variants(
         _interval_legend(fig)
     return fig
 
-# %% ../../../nbs/reports/grid/02_metric_figures.ipynb #d2f08446
+# %% ../../../nbs/reports/grid/02_metric_figures.ipynb #42f9fbb8
 # how the tiles were split -> its name, the fill of its dot, and the offset of its row
 _SPLIT_MARKERS = dict(
     tile=("random tiles", "white", -0.13),
@@ -204,19 +205,33 @@ def _draw_gap(
         texts[rows.index(name)] = "–" if np.isnan(gap) else f"{gap:+.2f}".replace("-", "−")
     _write_right(ax, "gap", texts)
 
+# %% ../../../nbs/reports/grid/02_metric_figures.ipynb #f6db27a9
+def _rows_of_metric(
+    metrics: pd.DataFrame,  # `variant, split`, and perhaps `metric` and `scope`
+    metric: str,  # the metric to draw, as a page calls it
+) -> pd.DataFrame:  # at most one row for each variant and split
+    "Return the rows of one metric; raise `InputError` with the nearest name where it has none."
+    if {"scope", "metric"} <= set(metrics):
+        metrics = _with_metric_names(metrics)
+    if "metric" in metrics and len(metrics):
+        names = metrics.metric.unique()
+        if metric not in names:
+            raise unknown_name_error("metric", metric, names)
+        metrics = metrics[metrics.metric == metric]
+    _check_table(metrics, "metrics", (), ("variant", "split"))
+    return metrics
 
+# %% ../../../nbs/reports/grid/02_metric_figures.ipynb #3a557d71
 def plot_gap(
-    metrics: pd.DataFrame,  # `variant, split, value, low, high`; `split` is `group` or `tile`
-    metric: str = "F1, macro",  # what the values are; where there is a column `metric`, its rows
+    metrics: pd.DataFrame,  # `variant, split, value, low, high`, or all metrics of a grid
+    metric: str = "F1, macro",  # what the values are; of several metrics the one to draw
     note: str = "",  # printed at the foot
 ) -> Figure:  # a row for each variant, in the order of the table
     "Draw each variant under random tiles and under leave-one-group-out, and the gap between."
     _check_table(metrics, "metrics", ("variant", "split", "value", "low", "high"))
     if wrong := set(metrics.split) - set(_SPLIT_MARKERS):
         raise unknown_name_error("split", min(wrong, key=str), _SPLIT_MARKERS)
-    if "metric" in metrics:
-        metrics = metrics[metrics.metric == metric]
-    _check_table(metrics, "metrics", (), ("variant", "split"))
+    metrics = _rows_of_metric(metrics, metric)
     if not len(metrics):
         return _empty_figure(f"no value of {metric} in this grid", note)
     rows = list(metrics.variant.unique())

@@ -267,7 +267,7 @@ def _settings_section(
 ) -> str:
     "Return the section of what is missing and why, what was chosen, and all settings."
     missing = tables["not_run"]
-    planned = tables["variants"].cells.sum()
+    planned = tables["variants"].runs.sum()
     seeds = ", ".join(map(str, grid["seeds"]))
     splits = ", ".join(grid["splits"])
     not_run = f"{len(missing)} of {planned:.0f} grid runs were not run."

@@ -30,11 +30,11 @@ from osteonb.reports.grid.sections import (
 from .style import _variant_colors
 from .tables import _HEADLINE_METRICS, _metric_name, _read_grid_tables
 from osteonb.reports.html import (
+    _RESEARCH_NOTE,
     _page_heading,
     _paragraph,
-    _RESEARCH_NOTE,
-    html_numbers,
     html_contents,
+    html_numbers,
     warning_box,
     write_page,
 )
@@ -49,7 +49,7 @@ def _headline(
     pairs = [pair for pair in _HEADLINE_METRICS if pair[1] != "balanced_accuracy"]
     return {_metric_name(*pair): float(mine.get(pair, np.nan)) for pair in pairs}
 
-# %% ../../../nbs/reports/grid/10_page.ipynb #03c98e22
+# %% ../../../nbs/reports/grid/10_page.ipynb #98c74230
 def _grid_note(
     grid: dict,  # with `cohort`
 ) -> str:  # empty for real tiles
@@ -73,7 +73,7 @@ def _subtitle(
         ]
     )
 
-
+# %% ../../../nbs/reports/grid/10_page.ipynb #84e5e134
 def _grid_sections(
     grid: dict,  # of `grid.json`
     tables: dict[str, pd.DataFrame],  # of `_read_grid_tables`

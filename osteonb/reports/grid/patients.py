@@ -9,8 +9,8 @@ __all__ = []
 import pandas as pd
 
 from osteonb.reports.grid.tables import (
-    _complete_patients,
     _HEADLINE_METRICS,
+    _complete_patients,
     _metric_name,
     _with_metric_names,
 )
@@ -94,7 +94,7 @@ def _patient_sentence(
     return f"{text}; not the paper's patient, so its row is there for the layout only."
 
 
-def _beside_paper(
+def _add_paper_row(
     table: pd.DataFrame,  # of `_patient_metrics`
 ) -> pd.DataFrame:  # with one row more
     "Add the row of the paper."
@@ -102,7 +102,7 @@ def _beside_paper(
     return pd.concat([table, paper.reindex(columns=[*table, "AUC"])]).rename_axis("variant")
 
 # %% ../../../nbs/reports/grid/07_patients.ipynb #07a1175f
-def _why_no_patient(
+def _no_patient_reason(
     test: pd.DataFrame,  # predictions of test tiles of held-out patients
     complete: list,  # test patients with all three classes
     patients: pd.DataFrame,  # metrics of each patient
@@ -131,7 +131,7 @@ def _patient_section(
     test = test[~test.index.duplicated()]
     mine = tables["patients"].query("split == 'group'")
     complete = _complete_patients(test)
-    if reason := _why_no_patient(test, complete, mine):
+    if reason := _no_patient_reason(test, complete, mine):
         return html_section("One patient", reason)
     patient = complete[0]
     table = _patient_metrics(mine, patient, list(tables["variants"].index))
@@ -139,7 +139,7 @@ def _patient_section(
     return html_section(
         "One patient",
         _patient_sentence(patient, (test.patient == patient).sum(), grid),
-        html_table(_beside_paper(table)),
+        html_table(_add_paper_row(table)),
         _paragraph(_PAPER_DIFFERENCES),
         _subheading(f"Patient by patient, {grid['reference']}"),
         html_table(_metrics_by_patient(mine, grid["reference"])),

@@ -15,22 +15,22 @@ from .metric_figures import _plot_variants, plot_forest, plot_gap
 from .style import _variant_colors
 from osteonb.reports.grid.tables import (
     _COMPARED_METRICS,
-    _complete_patients,
     _DRAWN_METRICS,
+    _HEADLINE_METRICS,
+    _RANGE_TITLES,
+    _complete_patients,
     _format_effects,
     _format_intervals,
     _format_number,
-    _HEADLINE_METRICS,
     _metric_name,
-    _RANGE_TITLES,
     _reference_first,
     _with_metric_names,
 )
 from osteonb.reports.html import (
+    _SYNTHETIC_WARNING,
     _as_counts,
     _paragraph,
     _subheading,
-    _SYNTHETIC_WARNING,
     html_details,
     html_section,
     html_table,
@@ -54,7 +54,7 @@ def _cohort_warnings(
             f"Only {n_tiles} tiles: these figures show that the pipeline runs, and are no result."
         )
     if n_missing:
-        planned = tables["variants"].cells.sum()
+        planned = tables["variants"].runs.sum()
         warnings.append(
             f"{n_missing} of {planned:.0f} grid runs were not run (last section); what they would have changed is "
             "not known."
@@ -217,7 +217,7 @@ def _results_figures(
         parts.append(html_details("Confusions", figure_to_html(figure, description)))
     return parts
 
-# %% ../../../nbs/reports/grid/08_sections.ipynb #e7079748
+# %% ../../../nbs/reports/grid/08_sections.ipynb #64c02162
 _DECISIONS_TEXT = (
     "The AUCs above say how well tiles are ranked; this table says how well they are decided by different rules. "
     "Thresholds and temperatures were fitted on validation tiles, fold by fold; on a group that differs from "
@@ -243,7 +243,7 @@ def _decisions_part(
         ]
     )
 
-
+# %% ../../../nbs/reports/grid/08_sections.ipynb #f9a36dcc
 def _results_section(
     grid: dict,  # `level, draws, reference`
     tables: dict[str, pd.DataFrame],  # `variants, metrics, tiles`

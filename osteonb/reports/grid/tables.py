@@ -56,10 +56,22 @@ _OPTIONAL_TABLES = {
     "chosen": ("variant", "split", "fold", "seed", "what", "value"),
 }
 
+# %% ../../../nbs/reports/grid/06_tables.ipynb #7e8a4df3
+# names in older grids
+_OLD_SPLITS = dict(patient="group")
+_OLD_COLUMNS = dict(variants=dict(cells="runs"))
+_OLD_AUDIT_FILES = dict(recognized="recognised")
 
-_OLD_SPLITS = dict(patient="group")  # names in older grids
 
+def _with_current_names(
+    table: pd.DataFrame,  # of a grid's folder
+    name: str,  # of the table
+) -> pd.DataFrame:
+    "Rename the columns and the splits of an older grid."
+    table = table.rename(columns=_OLD_COLUMNS.get(name, {}))
+    return table.assign(split=table.split.replace(_OLD_SPLITS)) if "split" in table else table
 
+# %% ../../../nbs/reports/grid/06_tables.ipynb #9c80e4dd
 def _read_optional_table(
     path: Path,  # of a table in `_OPTIONAL_TABLES`, which may be missing
 ) -> pd.DataFrame:  # its columns first
@@ -70,8 +82,7 @@ def _read_optional_table(
     if len(table) and missing:
         names = ", ".join(map(repr, missing))
         raise InputError(f"{path}: no column {names}; make the grid's tables again")
-    if "split" in table:
-        table = table.assign(split=table.split.replace(_OLD_SPLITS))
+    table = _with_current_names(table, path.stem)
     order = list(dict.fromkeys([*columns, *table.columns]))
     return _restore_text(table.reindex(columns=order))
 
@@ -85,14 +96,12 @@ def _read_grid_tables(
     tables = {}
     for name, suffix in _REQUIRED_TABLES.items():
         table = _restore_text(read_table(folder / f"{name}{suffix}"))
-        if "split" in table:
-            table = table.assign(split=table.split.replace(_OLD_SPLITS))
-        tables[name] = table
+        tables[name] = _with_current_names(table, name)
     for name in _OPTIONAL_TABLES:
         tables[name] = _read_optional_table(folder / f"{name}.csv")
     for name in _AUDIT_TABLES:
-        path = folder / "audit" / f"{name}.csv"
-        if path.exists():
+        paths = [folder / "audit" / f"{n}.csv" for n in (name, _OLD_AUDIT_FILES.get(name, name))]
+        if path := next((path for path in paths if path.exists()), None):
             tables[f"audit/{name}"] = _restore_text(read_table(path))
     reference = grid.get("reference")
     if reference not in tables["variants"].index:

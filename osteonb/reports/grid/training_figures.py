@@ -151,7 +151,7 @@ def _plot_trajectories(
         fig.legend(handles=handles, **look)
     return fig
 
-# %% ../../../nbs/reports/grid/04_training_figures.ipynb #94e00978
+# %% ../../../nbs/reports/grid/04_training_figures.ipynb #1d36ffd9
 _MAX_DOTS = 20  # values of a box that are drawn as dots too
 _GATE_COLUMNS = ("variant", "patient", "label", "gate_image", "part")
 
@@ -174,7 +174,7 @@ def _draw_gates(
             if len(values) > _MAX_DOTS:
                 ax.collections[-1].remove()
 
-
+# %% ../../../nbs/reports/grid/04_training_figures.ipynb #f32d2fbe
 def _plot_gates(
     predictions: pd.DataFrame,  # rows of `_GATE_COLUMNS`; several seeds are several dots
     note: str = "",  # printed at the foot
