@@ -15,37 +15,41 @@ from ..core.errors import InputError
 
 # %% ../../nbs/explain/02_maps.ipynb #01c71b6f
 def _enlarge_map(
-    maps: Tensor,  # (h, w)
+    evidence: Tensor,  # (h, w), one map, such as Grad-CAM's
     size: tuple[int, int],  # (H, W) of the result
-) -> Tensor:  # (H, W), interpolated between the fields
+) -> Tensor:  # (H, W), interpolated between the fields of the map
     "Enlarge a map to the size of an image."
-    big = F.interpolate(maps[None, None].float(), size, mode="bilinear", align_corners=False)
+    big = F.interpolate(evidence[None, None].float(), size, mode="bilinear", align_corners=False)
     return big[0, 0]
 
 # %% ../../nbs/explain/02_maps.ipynb #34a22517
 def _strongest_region(
-    maps: Tensor,  # (h, w), at least 0
+    evidence: Tensor,  # (h, w), one map, at least 0
     size: tuple[int, int],  # (H, W) of the result
     fraction: float = 0.2,  # of the image, above 0 and below 1
 ) -> Tensor:  # (H, W) bool
     "Return the region where a map is strongest; raise `InputError` for a fraction outside (0, 1)."
     if not 0 < fraction < 1:
         raise InputError(f"fraction: got {fraction!r}, wanted a number between 0 and 1")
-    big = _enlarge_map(maps, size)
+    big = _enlarge_map(evidence, size)
+    # where most of the map is zero, so is the quantile; a zero is no evidence
     return (big >= big.quantile(1 - fraction)) & (big > 0)
 
 # %% ../../nbs/explain/02_maps.ipynb #b07b2ed8
-def _fade_outside(
+def _fade_weak_places(
     rgb: np.ndarray,  # (H, W, 3), uint8
-    maps: Tensor,  # (h, w), at least 0
-    line_px: int = 0,  # width of the line around the strongest fifth; 0 for one that fits
+    evidence: Tensor,  # (h, w), one map, at least 0
+    line_px: int = 0,  # width of the line around the strongest fifth; 0 for 1/150 of the height, at least 1
 ) -> np.ndarray:  # (H, W, 3), uint8
     "Return a tile in its own colors where a map is strong, pale where it is weak."
-    big = _enlarge_map(maps, rgb.shape[:2]).numpy()
-    region = _strongest_region(maps, rgb.shape[:2]).numpy()
+    big = _enlarge_map(evidence, rgb.shape[:2]).numpy()
+    region = _strongest_region(evidence, rgb.shape[:2]).numpy()
     strength = (big / big.max() if big.max() > 0 else big)[..., None]
+    # a light gray tile, which keeps 15 % of its color
     pale = 0.25 * rgb.mean(2, keepdims=True) + 0.75 * 255
-    faded = strength * rgb + (1 - strength) * (0.15 * rgb + 0.85 * pale)
+    pale = 0.15 * rgb + 0.85 * pale
+    faded = strength * rgb + (1 - strength) * pale
     width = line_px or max(1, len(rgb) // 150)
+    # the line: the region without what is left after removing its border
     faded[region & ~binary_erosion(region, iterations=width, border_value=0)] = 0
     return faded.round().astype(np.uint8)

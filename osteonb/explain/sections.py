@@ -23,7 +23,7 @@ from osteonb.explain.figures import (
     _plot_contributions,
     _task_outputs,
 )
-from .maps import _fade_outside
+from .maps import _fade_weak_places
 from ..reports.html import html_details, html_section, html_table
 from ..reports.run_figures import plot_gate
 from ..reports.style import figure_to_html
@@ -110,7 +110,7 @@ def _map_section(
         return ""
     figures = [_image_html(explanation.rgb, "The tile")]
     for task, maps in explanation.maps.items():
-        faded = _fade_outside(explanation.rgb, maps)
+        faded = _fade_weak_places(explanation.rgb, maps)
         figures.append(_image_html(faded, _map_caption(explanation, task)))
     if not explanation.maps:
         return html_section("Where", "The tile. There is no map of it.", _row_html(figures))

@@ -44,7 +44,7 @@ from .scaling import fit_scaler
 from .selection import _check_finite, _check_validation, _selection_score
 
 # %% ../../nbs/models/09_training.ipynb #e0f1e7f2
-# keys of callbacks in checkpoints of version 0.1, without their arguments -> today's
+# keys in checkpoints of version 0.1 -> today's; `Best{'monitor': …}` counts as `Best`
 _OLD_STATE_KEYS = dict(History="history", Best="best")
 
 
@@ -63,29 +63,30 @@ class _ShardedNetwork(L.LightningModule):
         self,
         net: FusionNet,
         loss: HierarchicalLoss,
-        config: Config,  # `training`, and `image_size`
+        config: Config,  # its `training` settings, and `image_size`
     ) -> None:
         super().__init__()
         self.net = net
         self.loss = loss
         self.config = config
-        self.shard = (0, 1)  # rank of this process, and number of processes
+        self.shard = (0, 1)  # number of this process, from 0, and number of processes
 
     def setup(self, stage: str) -> None:
-        "Switch on determinism in this process, and find its shard of a batch."
+        "Switch on determinism in this process, and find its shard: its part of each batch."
         set_seed(self.config.training.seed)
-        # advice on workers, which tiles in memory do not need
+        # Lightning advises more processes for loading, which tiles in memory do not need
         warnings.filterwarnings("ignore", module="lightning")
         self.shard = (self.trainer.global_rank, self.trainer.world_size)
 
     def forward(self, batch: dict[str, Tensor]) -> _NetworkOutput:
         "Pass a batch through the network; collect the embeddings of other processes."
-        image = batch.get("image")
+        image = batch.get("image")  # pixels for a backbone that is trained, else embeddings
         if self.net.backbone is not None:
             image = self.net.backbone(image)
         if self.shard[1] > 1 and image is not None:
+            # (processes, shard, width) -> (processes · shard, width)
             gathered = self.all_gather(image, sync_grads=True).flatten(0, 1)
-            image = gathered[: len(batch["target"])]  # without the fill of the last shard
+            image = gathered[: len(batch["target"])]  # the last shard was padded
         return self.net.answer(image, batch.get("radiomics"))
 
     def on_train_start(self) -> None:
@@ -94,7 +95,7 @@ class _ShardedNetwork(L.LightningModule):
             batches.dataset.shard = self.shard
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
-        "Apply the changes that were drawn for the pixels, on their device."
+        "Apply the random changes of each tile to its pixels, on their device."
         return _augment_pixels(batch, self.config.model.image_size)
 
 # %% ../../nbs/models/09_training.ipynb #90cf47b8
@@ -120,10 +121,12 @@ class Learner(_ShardedNetwork):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], i: int) -> None:
         "Seed dropout and noise by the run's seed and the step."
+        # a large prime, so that the steps of two seeds do not get the same number
         torch.manual_seed(1_000_003 * self.config.training.seed + self.global_step)
 
     def training_step(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
         "Return the loss of a batch, and of each task."
+        # how much each tile counts, for each head; empty where all count the same
         counts = {k.removeprefix("counts_"): v for k, v in batch.items() if k.startswith("counts_")}
         output = self(_add_feature_noise(batch, self.config.training.feature_noise))
         losses = self.loss(output.logits, batch["target"], counts or None)
@@ -131,7 +134,7 @@ class Learner(_ShardedNetwork):
         return dict(loss=losses.total) | tasks
 
     def validation_step(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
-        "Return the probabilities of a batch: the AUC needs all of them at once."
+        "Return the probabilities of a batch; the AUC is computed later, from all batches at once."
         logits = self(batch).logits
         loss = self.loss(logits, batch["target"]).total.cpu()
         p = _logits_to_probabilities(logits).cpu()
@@ -143,10 +146,10 @@ class Learner(_ShardedNetwork):
 
 # %% ../../nbs/models/09_training.ipynb #babead56
 def _balance_row(
-    loss: HierarchicalLoss,  # with its balance as it is now
+    loss: HierarchicalLoss,  # at the end of an epoch
 ) -> dict[str, float]:  # `lambda_<task>`, `weight_<task>`; empty where there is nothing to balance
     "Return λ and weight of each task."
-    balance = loss.balance
+    balance = loss.balance  # its `log_var` is λ
     if balance.log_var is None:
         return {}
     row = {}
@@ -173,7 +176,7 @@ class _History(Callback):
         self.rows = state["rows"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, learner: Learner) -> None:
-        "Forget the epoch before."
+        "Begin the epoch with empty lists."
         self.steps, self.validated = [], []
 
     def on_train_batch_end(
@@ -193,7 +196,7 @@ class _History(Callback):
         p = torch.cat([b["p"] for b in self.validated]).numpy()
         target = torch.cat([b["target"] for b in self.validated]).numpy()
         score = _selection_score(p, target)
-        # a float would be rounded to 32 bits, and the tie-break with it; so would a mean
+        # a float would be rounded to 32 bits, and so would a mean; a maximum is not
         value = torch.tensor(score["valid_score"], dtype=torch.float64)
         learner.log("valid_score", value, reduce_fx="max")
         row = dict(epoch=trainer.current_epoch) | pd.DataFrame(self.steps).mean().to_dict()
@@ -206,6 +209,7 @@ class _EpochBar(Callback):
 
     def on_train_start(self, trainer: L.Trainer, learner: Learner) -> None:
         "Begin at the next epoch, also in a resumed run."
+        # disable=None: no bar without a terminal; only the first process shows one
         self.bar = tqdm(
             total=trainer.max_epochs,
             initial=trainer.current_epoch,
@@ -264,9 +268,9 @@ def detect_launcher() -> ClusterEnvironment | None:  # knows the rank and the nu
 
 
 def _check_devices(
-    n_devices: int,  # of the setting
+    n_devices: int,  # the setting `devices`
 ) -> None:
-    "Raise `InputError` where a machine has GPUs, and fewer than wanted."
+    "Raise `InputError` where a machine has GPUs, but fewer than the setting asks for."
     n_gpus = torch.cuda.device_count()
     if 0 < n_gpus < n_devices:
         problem = f"got {n_devices}, and the number of GPUs here is {n_gpus}"
@@ -276,7 +280,7 @@ def _check_devices(
 def is_worker_process(
     config: Config,  # `devices` and `num_nodes`
 ) -> bool:
-    "Return whether this process only helps another; raise `InputError` for a wrong number of them."
+    "Return whether this process is not the first; raise `InputError` for a wrong number of processes."
     devices, num_nodes = config.training.devices, config.training.num_nodes
     _check_devices(devices)
     launcher = detect_launcher() if devices * num_nodes > 1 else None
@@ -299,7 +303,8 @@ def _make_trainer(
     "Return Lightning's trainer with the configuration's epochs, precision and devices."
     training = config.training
     _check_devices(training.devices)
-    half = config.model.precision == "bf16" and not config.model.freeze_backbone
+    # a frozen backbone ran before training; what is left to train stays in 32 bits
+    in_16_bits = config.model.precision == "bf16" and not config.model.freeze_backbone
     strategy = "auto"
     if training.devices * training.num_nodes > 1:
         strategy = "ddp" if detect_launcher() else "ddp_spawn"
@@ -307,12 +312,12 @@ def _make_trainer(
         max_epochs=training.max_epochs,
         min_epochs=training.min_epochs,
         callbacks=callbacks,
-        precision="bf16-mixed" if half else "32-true",
+        precision="bf16-mixed" if in_16_bits else "32-true",
         plugins=[_AtomicCheckpoints()],
         devices=training.devices,
         num_nodes=training.num_nodes,
         strategy=strategy,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # each process reads whole batches and takes its shard
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
@@ -340,14 +345,14 @@ def train_loop(
     if config.training.compile_backbone and learner.net.backbone is not None:
         learner.net.backbone.body.compile()
     if config.training.devices > 1:
-        # shared as open files, the usual way, this network makes Python's spawn fail
+        # with torch's default, sharing by open files, the processes cannot be started
         torch.multiprocessing.set_sharing_strategy("file_system")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner.train(), train, valid, ckpt_path=resume, weights_only=True)
     kept = torch.load(best_path, map_location="cpu", weights_only=True)
     ended = torch.load(last_path, map_location="cpu", weights_only=True)
-    trainer.strategy.barrier()  # until all have read them: the first process removes them
+    trainer.strategy.barrier()  # the first process may remove the files: wait until all have read them
     learner.cpu().load_state_dict(kept["state_dict"])
     learner.eval()
     history = pd.DataFrame(_callback_states(ended)[_History.state_key]["rows"])
@@ -380,8 +385,8 @@ def fit(
     size, seed = config.training.batch_size, config.training.seed
     weights = _tile_weights(config, train)
     train_data = make_dataset(config, train, *inputs, config.training.augment, weights)
-    batches = make_loader(train_data, size, seed)
-    checks = make_loader(make_dataset(config, valid, *inputs), size)
+    train_batches = make_loader(train_data, size, seed)
+    valid_batches = make_loader(make_dataset(config, valid, *inputs), size)
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
-        history = train_loop(learner, batches, checks, Path(place))
+        history = train_loop(learner, train_batches, valid_batches, Path(place))
     return TrainedModel(config, net, scaler, backbone), history

@@ -25,7 +25,7 @@ def _plot_class_by_patient(
     tiles: pd.DataFrame,  # with `patient` and `label`
     note: str = "",  # printed at the foot
 ) -> Figure:  # a group of bars for each patient, a bar for each class
-    "Draw the number of tiles of each class and patient; raise `InputError` where there are none."
+    "Draw the number of tiles of each class and patient; raise `InputError` for an unknown class, and without tiles."
     wrong = sorted(set(tiles.label) - set(CLASSES), key=str)
     if wrong:
         raise unknown_name_error("class", wrong[0], CLASSES)
@@ -35,7 +35,7 @@ def _plot_class_by_patient(
     with plt.rc_context(PLOT_STYLE):
         fig, (ax,) = make_panels(1, 1, max(4.5, 1.5 + 1.3 * len(table)), 3.2, note)
         for i, name in enumerate(CLASSES):
-            x = np.arange(len(table)) + 0.27 * (i - 1)
+            x = np.arange(len(table)) + 0.27 * (i - 1)  # the second class in the middle
             bars = ax.bar(x, table[name], width=0.25, color=COLORS[name], label=TITLES[name])
             ax.bar_label(bars, fontsize=9, padding=1)
         ax.set_xticks(range(len(table)), [f"{p}\n{n} tiles" for p, n in table.sum(axis=1).items()])
@@ -59,8 +59,8 @@ def _draw_lines(
     ax: plt.Axes,  # the panel
     history: pd.DataFrame,  # with `epoch`
     lines: dict,  # column -> label, color and line style
-    missing: str,  # written where none of them has values; may be empty
-) -> int:  # how many have values
+    missing: str,  # text for a panel without any line; may be empty
+) -> int:  # number of lines drawn
     "Draw the columns of a history that have values."
     known = {name: look for name, look in lines.items() if _get_column(history, name).notna().any()}
     marker = "o" if len(history) < 5 else None
@@ -78,8 +78,10 @@ def _draw_clamp(
 ) -> None:
     "Draw the limits of the weights, with space for a legend above them."
     for limit in clamp:
+        # one entry in the legend; matplotlib leaves out labels that begin with "_"
         label = f"clamp, {clamp[0]:g} to {clamp[1]:g}" if limit == clamp[0] else "_"
         ax.axhline(limit, ls="--", lw=1, color="#888888", label=label)
+    # the upper limit at about half the height: the legend has the space above it
     ax.set_ylim(top=1.85 * clamp[1] - 0.85 * ax.get_ylim()[0])
 
 
@@ -115,6 +117,7 @@ def _draw_losses(
 ) -> None:
     "Draw the losses of training and validation, and those of the two tasks."
     _draw_lines(ax, history, _LOSS_LINES, "no loss was kept")
+    # from zero, or lower: the term of λ can make the weighted sum negative
     ax.set(title="Losses", ylim=(min(0, ax.get_ylim()[0]), None))
 
 
@@ -125,6 +128,7 @@ def _draw_validation(
     "Draw the validation AUC, and mark the epoch that was kept."
     line = dict(valid_auc=("validation", COLORS["valid"], "-"))
     if _draw_lines(ax, history, line, "no validation AUC: a class is missing there"):
+        # a history may lack the score; then its AUC decides
         best = history.loc[history.get("valid_score", history.valid_auc).idxmax()]
         label = f"best: {best.valid_auc:.3f}, epoch {best.epoch:.0f}"
         look = dict(color=COLORS["valid"], mec="black", ms=8, label=label)
@@ -189,14 +193,15 @@ def plot_confusion(
 def _draw_roc(
     ax: plt.Axes,  # the panel
     predictions: pd.DataFrame,  # indexed by tile
-    metrics: pd.DataFrame,  # of one scope, indexed by metric: `value, reason`
+    metrics: pd.DataFrame,  # of one scope, indexed by metric: `value, reason, note`
     scope: str,  # a task or a class
 ) -> str:  # why curve or dot is missing, or nothing
-    "Draw one ROC curve with the point that validation fixed."
+    "Draw one ROC curve, with a point at the threshold chosen on validation."
     if metrics.reason["roc_auc"]:
         return metrics.reason["roc_auc"]
     test = scope_as_binary(predictions[predictions.part == "test"], scope)
     points = roc_points(test.target, test.score)
+    # an AUC has a note where it is pooled over groups
     kind = "pooled AUC" if metrics.note["roc_auc"] else "AUC"
     label = f"{TITLES[scope]}, {kind} {metrics.value['roc_auc']:.2f}"
     ax.plot(1 - points.specificity, points.sensitivity, color=COLORS[scope], lw=1.8, label=label)
@@ -222,6 +227,7 @@ def _draw_rocs(
             missing.setdefault(reason, []).append(TITLES[scope])
     text = " ".join(f"{', '.join(names)}: {reason}." for reason, names in missing.items())
     if text:
+        # beside curves the text is placed above the legend, else in the middle
         x, y = (0.62, 0.42) if ax.lines else (0.5, 0.5)
         _write_in_panel(ax, text, x, y)
 
@@ -232,7 +238,7 @@ def _finish_roc_panel(
     "Add the legend, the diagonal and the specificity of 90 %."
     if any(line.get_marker() == "o" for line in ax.lines):
         look = dict(color="white", mec="black", ms=8, label="at validation's threshold")
-        ax.plot([], [], "o", **look)
+        ax.plot([], [], "o", **look)  # for the legend only
     ax.legend(loc="lower right")
     ax.plot([0, 1], [0, 1], color="#BBBBBB", lw=1, zorder=1)
     ax.axvline(0.1, ls="--", lw=1, color="#888888", zorder=1)
@@ -242,7 +248,7 @@ def _plot_roc(
     predictions: pd.DataFrame,  # indexed by tile
     note: str = "",  # printed at the foot
 ) -> Figure:  # the tasks on the left, the classes on the right
-    "Draw sensitivity against false positives, with the points that validation fixed."
+    "Draw sensitivity against the false positive rate, with a point at each threshold chosen on validation."
     metrics = evaluate(predictions)
     panels = {"Two tasks": TASKS, "Each class against the rest": CLASSES}
     frame = dict(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
@@ -265,6 +271,7 @@ def _draw_box(
     "Draw the quartiles, the median, whiskers of at most 1.5 box lengths, and every value as a dot."
     if not len(values):
         return
+    # moved sideways at random, always in the same way, so that dots do not hide each other
     jitter = np.random.default_rng(0).uniform(-0.16, 0.16, len(values))
     ax.scatter(x + jitter, values, s=9, color=color, alpha=0.55, linewidths=0, zorder=2)
     line = dict(color=color, lw=1.2)
@@ -275,6 +282,7 @@ def _draw_box(
         capprops=line,
     )
     place = dict(positions=[x], widths=0.5, manage_ticks=False, zorder=3)
+    # without matplotlib's outliers: every value is a dot already
     ax.boxplot([values], showfliers=False, patch_artist=True, **place, **looks)
 
 # %% ../../nbs/reports/03_run_figures.ipynb #ff6ced94
@@ -309,7 +317,7 @@ def _class_differences(
     statistics = {}
     for name in [column for column in features if features[column].nunique() > 1]:
         values = [features.loc[group, name].dropna() for group in groups]
-        values = [v for v in values if len(v)]
+        values = [v for v in values if len(v)]  # classes with a value
         statistics[name] = kruskal(*values).statistic if len(values) > 1 else np.nan
     statistics = pd.Series(statistics, dtype=float, name="H")
     return statistics.sort_values(ascending=False, kind="stable")
@@ -323,6 +331,7 @@ def _draw_feature(
     "Draw a box of one feature for each class."
     for i, name in enumerate(CLASSES):
         _draw_box(ax, i, values[labels == name].dropna(), COLORS[name])
+    # channel, mask and class of the feature, then its own name
     *origin, feature = str(values.name).split("_")
     ax.set_title(f"{feature}\n{' · '.join(origin)}", fontsize=9.5)
     ax.set_xticks(range(3), [TITLES[name].replace(" ", "\n", 1) for name in CLASSES])
@@ -345,7 +354,7 @@ def _plot_features(
     labels = tiles.label.loc[features.index]
     order = _class_differences(features, labels)
     chosen = list(order.index[:n])
-    rows = -(-max(1, min(n, len(order))) // 3)
+    rows = -(-max(1, min(n, len(order))) // 3)  # rounded up
     with plt.rc_context(PLOT_STYLE):
         fig, axes = make_panels(rows, 3, 10, 1 + 2.3 * rows, note)
         title = f"{len(chosen)} of {features.shape[1]} features, by how much their ranks differ between classes"
