@@ -11,22 +11,23 @@ from functools import cached_property
 
 import numpy as np
 
-from .binning import _EPSILON, _FlatImage
+from ..core.errors import InputError
+from .binning import _EPSILON, _FlatImage, _neighbor_offsets
+from .kernels import _count_pairs
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #1ede5ff5
 def _count_cooccurrences(
     image: _FlatImage,
-) -> np.ndarray:  # (G, G, 4), int64, of levels that occur: pairs in each direction, both ways
-    "Count which level has which as its neighbor."
-    n = int(image.levels[-1]) + 1
-    occurring = np.ix_(image.levels, image.levels)
-    row = image.pixels.astype(np.int32) * n
-    pairs = []
-    for step in image.steps:
-        counts = np.bincount(row[:-step] + image.pixels[step:], minlength=n * n)
-        counts = counts.reshape(n, n)[occurring]
-        pairs.append(counts + counts.T)
-    return np.stack(pairs, axis=-1)
+    offsets: list[tuple[int, int]],  # of `_neighbor_offsets`; A of them
+    symmetric: bool = True,  # PyRadiomics' symmetricalGLCM: count pairs both ways
+) -> np.ndarray:  # (G, G, A), integers, of levels that occur
+    "Count which level has which as its neighbor, in each direction."
+    occurring = np.ix_(image.numbers, image.numbers)
+    directions = []
+    for step in image.steps(offsets):
+        counts = _count_pairs(image, step)[occurring]
+        directions.append(counts + counts.T if symmetric else counts)
+    return np.stack(directions, axis=-1)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #fdb70758
 def _distribution(
@@ -57,13 +58,23 @@ class _Cooccurrence:
 
     @cached_property
     def py(self) -> np.ndarray:  # (1, G, A)
-        "Return the share of pairs whose second pixel has level j; the same, since pairs count both ways."
+        "Return the share of pairs whose second pixel has level j; the same where pairs count both ways."
         return self.p.sum(0, keepdims=True)
 
     @cached_property
     def mean(self) -> np.ndarray:  # (A,)
-        "Return the mean level."
+        "Return the mean level of first pixels."
         return self.expect(self.i)
+
+    @cached_property
+    def mean_y(self) -> np.ndarray:  # (A,)
+        "Return the mean level of second pixels."
+        return self.expect(self.j)
+
+    @cached_property
+    def deviation(self) -> np.ndarray:  # (G, G, A)
+        "Return how far the sum of two levels is from its mean."
+        return self.i + self.j - self.mean - self.mean_y
 
     @cached_property
     def entropy(self) -> np.ndarray:  # (A,), bits
@@ -88,15 +99,44 @@ class _Cooccurrence:
         return (self.p * f).sum((0, 1))
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #9b226fb0
+_NORM_ORDERS = {"manhattan": 1, "euclidean": 2, "infinity": np.inf}  # by PyRadiomics' names
+
+
+def _neighbor_distances(
+    offsets: list[tuple[int, int]],  # A directions, (rows, columns)
+    norm: str,  # of `_NORM_ORDERS`
+    spacing: tuple[float, float],  # (y, x), of a pixel
+) -> np.ndarray:  # (A,)
+    "Return how far the neighbors in each direction are."
+    return np.linalg.norm(np.array(offsets) * spacing, ord=_NORM_ORDERS[norm], axis=1)
+
+
 def _normalize_cooccurrences(
-    image: _FlatImage,
+    counts: np.ndarray,  # (G, G, A), of `_count_cooccurrences`, or weighted
+    levels: np.ndarray,  # (G,), the gray levels that occur
 ) -> _Cooccurrence:
     "Return the shares of pairs in each direction that has any."
-    counts = _count_cooccurrences(image).astype(float)
-    counts = counts[..., counts.sum((0, 1)) > 0]
-    p = counts / counts.sum((0, 1))
-    levels = image.levels.astype(float)
-    return _Cooccurrence(p, levels[:, None, None], levels[None, :, None], int(image.levels[-1]))
+    total = counts.sum((0, 1))
+    p = counts[..., total > 0] / total[total > 0]
+    i = levels.astype(float)
+    return _Cooccurrence(p, i[:, None, None], i[None, :, None], int(levels[-1]))
+
+
+def _make_cooccurrence(
+    image: _FlatImage,
+    offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
+    symmetric: bool = True,  # count pairs both ways
+    weighting_norm: str | None = None,  # of `_NORM_ORDERS`, or "no_weighting"; None adds no directions up
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
+) -> _Cooccurrence:
+    "Return the shares of pairs in each direction, or over all with their weights."
+    counts = _count_cooccurrences(image, offsets, symmetric)
+    if weighting_norm is not None:
+        weights = np.ones(len(offsets))
+        if weighting_norm != "no_weighting":
+            weights = np.exp(-(_neighbor_distances(offsets, weighting_norm, spacing) ** 2))
+        counts = (counts @ weights)[..., None]
+    return _normalize_cooccurrences(counts, image.levels)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #de576b8c
 def _autocorrelation(g: _Cooccurrence) -> np.ndarray:
@@ -128,17 +168,18 @@ def _sum_squares(g: _Cooccurrence) -> np.ndarray:
 
 def _cluster_tendency(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^2$. IBSI: cluster tendency (DG8W)."
-    return g.expect((g.i + g.j - g.mean - g.mean) ** 2)
+    return g.expect(g.deviation**2)
 
 
 def _cluster_shade(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^3$. IBSI: cluster shade (7NFM)."
-    return g.expect((g.i + g.j - g.mean - g.mean) ** 3)
+    return g.expect(g.deviation * g.deviation**2)  # powers above 2 are slow
 
 
 def _cluster_prominence(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^4$. IBSI: cluster prominence (AE86)."
-    return g.expect((g.i + g.j - g.mean - g.mean) ** 4)
+    square = g.deviation**2
+    return g.expect(square * square)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #c9456365
 def _contrast(g: _Cooccurrence) -> np.ndarray:
@@ -215,9 +256,10 @@ def _maximum_probability(g: _Cooccurrence) -> np.ndarray:
 def _correlation(g: _Cooccurrence) -> np.ndarray:
     r"""$\sum_{ij} p_{ij} (i - \mu)(j - \mu) / (\sigma^2 + \varepsilon)$, 1 where $\sigma = 0$.
     IBSI: correlation (NI2N)."""
-    variance = _sum_squares(g)
-    covariance = g.expect((g.i - g.mean) * (g.j - g.mean))
-    return np.where(variance == 0, 1, covariance / (variance + _EPSILON))
+    variance_y = g.expect((g.j - g.mean_y) ** 2)
+    product = (_sum_squares(g) * variance_y) ** 0.5
+    covariance = g.expect((g.i - g.mean) * (g.j - g.mean_y))
+    return np.where(product == 0, 1, covariance / (product + _EPSILON))
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #de59c39d
 def _imc1(g: _Cooccurrence) -> np.ndarray:
@@ -225,6 +267,8 @@ def _imc1(g: _Cooccurrence) -> np.ndarray:
     with $H_{xy1} = -\sum_{ij} p_{ij} \log_2 (p_x(i) p_y(j) + \varepsilon)$, 0 where $H_x = 0$.
     IBSI: first measure of information correlation (R8DG)."""
     hx = -(g.px * np.log2(g.px + _EPSILON)).sum((0, 1))
+    hy = -(g.py * np.log2(g.py + _EPSILON)).sum((0, 1))
+    hx = np.maximum(hx, hy)
     hxy1 = -g.expect(np.log2(g.px * g.py + _EPSILON))
     return np.where(hx == 0, 0, (g.entropy - hxy1) / np.where(hx == 0, 1, hx))
 
@@ -237,18 +281,31 @@ def _imc2(g: _Cooccurrence) -> np.ndarray:
     decay = np.e ** (-2 * (hxy2 - g.entropy))
     return np.where(hxy2 == g.entropy, 0, (1 - decay) ** 0.5)
 
+# %% ../../nbs/radiomics/06_glcm.ipynb #03dc719f
+_MIN_EIGENVALUE = 1e-8  # smaller ones are affected by rounding errors
+
+
+def _ordered_eigenvalues(
+    g: _Cooccurrence,
+) -> np.ndarray:  # (A,), real or complex
+    "Return the second largest eigenvalue of Q, summed as PyRadiomics sums it."
+    q = 0
+    for k in range(len(g.i)):
+        shares = g.px * g.py[:, k] + _EPSILON
+        q = q + g.p[:, None, k] * g.p[None, :, k] / shares
+    return np.sort(np.linalg.eigvals(q.transpose(2, 0, 1)))[:, -2]
+
 
 def _mcc(g: _Cooccurrence) -> np.ndarray:
     r"""$\sqrt{\lambda_2(Q)}$, 1 where there is one level.
     Not in IBSI; Haralick's maximal correlation coefficient."""
     if len(g.i) < 2:
         return np.ones(1)
-    q = 0
-    for k in range(len(g.i)):
-        shares = g.px * g.py[:, k] + _EPSILON
-        q = q + g.p[:, None, k] * g.p[None, :, k] / shares
-    eigenvalues = np.sort(np.linalg.eigvals(q.transpose(2, 0, 1)))
-    return np.sqrt(eigenvalues[:, -2]).real
+    a = (g.p / np.sqrt(g.px * g.py + _EPSILON)).transpose(2, 0, 1)  # (A, G, G)
+    second = np.linalg.eigvalsh(a @ a.transpose(0, 2, 1))[:, -2]
+    if second.min() < _MIN_EIGENVALUE and len(g.i) <= 256:
+        second = _ordered_eigenvalues(g)
+    return np.sqrt(second).real
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #db6a5b6a
 _GLCM = {
@@ -286,14 +343,43 @@ def _mean_over_directions(
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
+# %% ../../nbs/radiomics/06_glcm.ipynb #d1071e0d
+_MAX_LEVELS = 4096
+_MAX_LEVELS_TOGETHER = 256  # of which all directions are computed at once
+
+
+def _split_directions(
+    offsets: list[tuple[int, int]],  # directions
+    n_levels: int,  # G, that occur; `InputError` for more than 4096
+    is_weighted: bool,  # all directions are added up
+) -> list[list[tuple[int, int]]]:
+    "Return which directions are computed together."
+    if n_levels > _MAX_LEVELS:
+        advice = "raise bin_width or set bin_count"
+        raise InputError(f"glcm: got {n_levels} gray levels, wanted at most {_MAX_LEVELS}; {advice}")
+    if is_weighted or n_levels <= _MAX_LEVELS_TOGETHER:
+        return [offsets]
+    return [[offset] for offset in offsets]
+
 
 def _compute_glcm(
     image: _FlatImage,
+    distances: tuple[int, ...] = (1,),  # to neighbors, pixels; at most the margin of the image
+    symmetric: bool = True,  # PyRadiomics' symmetricalGLCM
+    weighting_norm: str | None = None,  # PyRadiomics' weightingNorm, of `_make_cooccurrence`
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> dict[str, float]:  # by PyRadiomics' names; NaN where no pixel has a neighbor under the mask
     "Return the 24 features of pairs of neighbors."
-    g = _normalize_cooccurrences(image)
-    if not g.p.size:
-        undefined = dict.fromkeys(_GLCM, np.nan)
-        return undefined | {"MCC": 1.0} if len(g.i) < 2 else undefined
-    with np.errstate(invalid="ignore"):  # the root of a rounding error below 0
-        return {name: _mean_over_directions(feature(g)) for name, feature in _GLCM.items()}
+    values = {name: [np.array([])] for name in _GLCM}
+    n_levels = len(image.numbers)
+    is_weighted = weighting_norm is not None
+    for offsets in _split_directions(_neighbor_offsets(distances), n_levels, is_weighted):
+        g = _make_cooccurrence(image, offsets, symmetric, weighting_norm, spacing)
+        if g.p.size:
+            with np.errstate(invalid="ignore"):  # the root of a rounding error below 0
+                for name, feature in _GLCM.items():
+                    values[name].append(feature(g))
+    means = {name: _mean_over_directions(np.concatenate(v)) for name, v in values.items()}
+    if n_levels == 1:  # what PyRadiomics has even without a pair
+        means |= {"InverseVariance": 0.0} if is_weighted else {"MCC": 1.0}
+    return means
