@@ -274,7 +274,8 @@ def _all_features(
     feature_class: str,  # of `_CLASSES`
 ) -> tuple[str, ...]:
     "Return the features of a class that PyRadiomics measures where none is named."
-    names = sorted(FEATURES[feature_class])
+    # by the names of PyRadiomics' methods, such as `getMeanFeatureValue`
+    names = sorted(FEATURES[feature_class], key=lambda name: f"{name}FeatureValue")
     return tuple(name for name in names if (feature_class, name) not in _DEPRECATED)
 
 
