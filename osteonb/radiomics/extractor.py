@@ -107,15 +107,14 @@ def _measure_prepared(
 
 def _measure_image(
     image: sitk.Image,  # one channel, or RGB of 8 bits; of two dimensions, or one slice
-    mask: sitk.Image,  # whole numbers
+    mask: sitk.Image,  # uint32, of `_label_plane`
     label: int,  # of the region
     parameters: _Parameters,  # what to measure
 ) -> tuple[dict[str, np.float64], _Prepared]:  # features by PyRadiomics' names; what was measured
     "Return the features of one image in one region; raise `InputError` where that is impossible."
     settings = parameters.settings
     image, thickness = _as_plane(_as_gray(image), "image")
-    labels = _label_plane(_as_plane(mask, "mask")[0], settings.label_channel)
-    labels = _match_geometry(image, labels, settings)
+    labels = _match_geometry(image, _as_plane(mask, "mask")[0], settings)
     prepared = _prepare(image, labels, label, settings)
     return _measure_prepared(prepared, parameters, thickness), prepared
 

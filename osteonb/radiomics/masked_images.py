@@ -140,7 +140,7 @@ def _as_labels(
             problem = f"has {mask.GetNumberOfComponentsPerPixel()} channels that differ"
             advice = "save it as one channel, or add a column Label_channel"
             raise InputError(f"mask: {problem}; {advice}")
-    return _label_plane(mask, channel or 0)
+    return _label_plane(mask, channel)
 
 
 def _choose_label(
@@ -226,8 +226,9 @@ def _measure_case(
     task: _Task,  # what to measure
 ) -> dict[str, Any]:  # column -> value
     "Return the features of one row; raise `InputError` where it has none."
-    labels = _as_labels(mask, case.label_channel)
     settings = task.parameters.settings
+    channel = case.label_channel if case.label_channel is not None else settings.label_channel
+    labels = _as_labels(mask, channel)
     label = _choose_label(labels, case.label if case.label is not None else settings.label)
     row = {}
     for channel in task.channels:

@@ -151,7 +151,7 @@ class _ImageFields:
     "Hold the settings of the picture and its mask, which are the same for all image types."
 
     label: int | None = _setting("label", "int", None, above=0)  # None: 1
-    label_channel: int = _setting("label_channel", "int", 0, at_least=0)
+    label_channel: int | None = _setting("label_channel", "int", None, at_least=0)  # None: 0
     minimum_dimensions: int = _setting("minimumROIDimensions", "int", 2, choices=(1, 2))
     minimum_size: int | None = _setting("minimumROISize", "int", None, above=0)
     geometry_tolerance: float | None = _setting("geometryTolerance", "float", None, above=0)

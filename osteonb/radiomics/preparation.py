@@ -37,14 +37,14 @@ def _as_plane(
 # %% ../../nbs/radiomics/15_preparation.ipynb #ea48072f
 def _label_plane(
     mask: sitk.Image,  # of two dimensions
-    channel: int,  # component to take, where there are several
+    channel: int | None,  # component to take, where there are several; None: the first
 ) -> sitk.Image:  # uint32
     "Return the labels of a mask; raise `InputError` where they are no whole numbers from 0 on."
     n_channels = mask.GetNumberOfComponentsPerPixel()
     if channel and channel >= n_channels:
         raise InputError(f"mask: has {n_channels} channels, so there is no label_channel {channel}")
     if n_channels > 1:
-        mask = sitk.VectorIndexSelectionCast(mask, channel)
+        mask = sitk.VectorIndexSelectionCast(mask, channel or 0)
     values = sitk.GetArrayViewFromImage(mask)
     if values.dtype.kind == "f" and not (values == np.floor(values)).all():
         raise InputError("mask: holds fractions, wanted whole numbers: 0 outside, a label inside")
