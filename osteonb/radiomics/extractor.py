@@ -224,7 +224,8 @@ def _read_image(
         is_color = source.ndim == 3 and source.shape[2] in (3, 4) and source.shape[0] > 1
         return sitk.GetImageFromArray(source, isVector=is_color)
     if not isinstance(source, str | Path):
-        raise InputError(f"{what}: got {type(source).__name__}, wanted a path, an image or an array")
+        wanted = "a path, an image of SimpleITK or an array"
+        raise InputError(f"{what}: got {type(source).__name__}, wanted {wanted}")
     if not Path(source).is_file():
         raise InputError(f"{what} {source}: no such file")
     try:

@@ -219,6 +219,13 @@ def _own_name(
     return "_".join((source, "mask", feature_class, feature))
 
 
+def _plain(
+    value: Any,  # of a diagnostic
+) -> Any:  # text for what no column can hold
+    "Return a value as a table can hold it."
+    return value if isinstance(value, str | int | float) else str(value)
+
+
 def _measure_case(
     image: sitk.Image,  # of `_read_pair`
     mask: sitk.Image,  # of `_read_pair`
@@ -236,7 +243,9 @@ def _measure_case(
         features, prepared = _measure_image(values, labels, label, task.parameters)
         if settings.additional_info:
             configuration = dict(Label=label, Settings=task.parameters.settings)
-            row |= _diagnostics(_as_plane(values, "image")[0], labels, label, configuration, prepared)
+            plane = _as_plane(values, "image")[0]
+            diagnostics = _diagnostics(plane, labels, label, configuration, prepared)
+            row |= {name: _plain(value) for name, value in diagnostics.items()}
         names = features if task.original_names else [_own_name(name, channel) for name in features]
         row |= dict(zip(names, features.values()))
     return row
@@ -323,7 +332,8 @@ def _check_found(
     if len(wrong) > len(named):
         named.append(f"and {len(wrong) - len(named)} rows more")
     number = f"{len(wrong)} of {len(found)} rows cannot be measured"
-    raise InputError("\n  ".join([f"{file}: {number}, so nothing is written; correct or remove", *named]))
+    summary = f"{file}: {number}, so nothing is written; correct or remove"
+    raise InputError("\n  ".join([summary, *named]))
 
 
 _DEFAULT_PARAMETERS = {"setting": {"binWidth": 5}}  # all classes; the bin width of the paper
@@ -331,7 +341,7 @@ _DEFAULT_PARAMETERS = {"setting": {"binWidth": 5}}  # all classes; the bin width
 
 def extract_masked(
     file: str | Path,  # a CSV list with Image, Mask and perhaps Label, Label_channel
-    parameters: str | Path | Mapping | None = None,  # PyRadiomics' file; None: all classes, bin width 5
+    parameters: str | Path | Mapping | None = None,  # PyRadiomics'; None: all classes, width 5
     channels: tuple = ("grey",),  # of `CHANNELS`; a stain needs colors
     mpp: float | None = None,  # micrometers a pixel; None for the files' own size
     original_names: bool = False,  # PyRadiomics' names of the features

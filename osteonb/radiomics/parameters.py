@@ -116,6 +116,7 @@ _INTERPOLATORS = (
 # SimpleITK's constants; its B-spline has been 3 and is 23
 _INTERPOLATOR_NUMBERS = dict(enumerate(_INTERPOLATORS, 1)) | {23: "sitkBSpline"}
 _WEIGHTING_NORMS = ("manhattan", "euclidean", "infinity", "no_weighting")
+_WAVELETS = tuple(pywt.wavelist(kind="discrete"))
 _LBP_METHODS = ("default", "ror", "uniform", "var")
 
 
@@ -139,7 +140,7 @@ class _FilterFields:
     sigma: tuple[float, ...] | None = _setting("sigma", "float*", None, above=0)
     start_level: int = _setting("start_level", "int", 0, at_least=0)
     level: int = _setting("level", "int", 1, above=0)
-    wavelet: str = _setting("wavelet", "text", "coif1", choices=tuple(pywt.wavelist(kind="discrete")))
+    wavelet: str = _setting("wavelet", "text", "coif1", choices=_WAVELETS)
     gradient_use_spacing: bool = _setting("gradientUseSpacing", "bool", True)
     lbp2d_radius: float = _setting("lbp2DRadius", "float", 1, above=0)
     lbp2d_samples: int = _setting("lbp2DSamples", "int", 8, at_least=1)
@@ -290,7 +291,8 @@ def _parse_feature_classes(
         if name not in _CLASSES:
             raise unknown_name_error("featureClass", name, _CLASSES)
         if not isinstance(features, list | tuple | None):
-            raise InputError(f"featureClass {name}: got {features!r}, wanted a list of names, or []")
+            wanted = "a list of names, or [] for all"
+            raise InputError(f"featureClass {name}: got {features!r}, wanted {wanted}")
         for feature in features or ():
             if feature not in FEATURES[name]:
                 raise unknown_name_error(f"feature of {name}", feature, FEATURES[name])
