@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import InputError, unknown_name_error
 from .binning import _bounding_box, _discretize, _FlatImage, _flatten_image
 from .descriptions import _TEXTURES, FEATURES, _PAPER_FEATURE_CLASSES
-from .firstorder import _compute_firstorder, _count_gray_levels, _count_values
+from .firstorder import _compute_firstorder, _count_values
 from .glcm import _compute_glcm
 from .ngtdm import _compute_ngtdm
 from .nuclei import _compute_objects
@@ -115,7 +115,7 @@ def _compute_textures(
     image = _flatten_image(gray_levels, max(settings.distances))
     return {name: _compute_texture(name, image, settings) for name in feature_classes}
 
-# %% ../../nbs/radiomics/11_engines.ipynb #2cd9fde4
+# %% ../../nbs/radiomics/11_engines.ipynb #7f97d5dc
 def _check_values(
     values: np.ndarray,  # (H, W), integers or floats; anything else is an `InputError`
     mask: np.ndarray,  # (H, W), bool
@@ -151,7 +151,7 @@ def _compute_region(
     if "firstorder" in feature_classes:
         height, width = settings.spacing
         features["firstorder"] = _compute_firstorder(
-            *_count_values(values[mask]),
+            *_count_values(values, mask),
             settings.bin_width,
             bin_count=settings.bin_count,
             shift=settings.voxel_array_shift,
@@ -209,25 +209,6 @@ def _pyradiomics_features(
             features[channel, mask, name] = one_class
     return features
 
-# %% ../../nbs/radiomics/11_engines.ipynb #554d7ec3
-def _exact_firstorder(
-    values: dict[str, np.ndarray],  # channel -> (H, W), uint8
-    masks: dict[str, np.ndarray],  # mask -> (H, W), bool
-    pairs: Iterable[tuple[str, str]],  # (channel, mask)
-    bin_width: float,  # gray levels in a bin, above 0
-    shift: float,  # PyRadiomics' voxelArrayShift
-) -> dict[tuple, dict[str, float]]:  # (channel, mask, "firstorder") -> feature -> value
-    "Compute first-order features: count each channel under all masks in one pass."
-    counts = _count_gray_levels(list(values.values()), list(masks.values()))  # (C, M, 256)
-    channels = list(values)
-    names = list(masks)
-    features = {}
-    for channel, mask in pairs:
-        n = counts[channels.index(channel), names.index(mask)]
-        x = np.flatnonzero(n)
-        features[channel, mask, "firstorder"] = _compute_firstorder(x, n[x], bin_width, shift=shift)
-    return features
-
 # %% ../../nbs/radiomics/11_engines.ipynb #c74a962e
 def _exact_features(
     values: dict[str, np.ndarray],  # channel -> (H, W), uint8
@@ -238,19 +219,12 @@ def _exact_features(
 ) -> dict[tuple, dict[str, float]]:  # group -> feature -> value
     "Compute features by counting."
     settings = FeatureSettings(bin_width, voxel_array_shift=shift)
-    pairs = [(channel, mask) for channel, mask, name in groups if name == "firstorder"]
-    features = _exact_firstorder(values, masks, pairs, bin_width, shift) if pairs else {}
-    shapes = {mask: {} for _, mask, name in groups if name == "shape2D"}
-    for mask in shapes:
-        shapes[mask] = _compute_shape2d(_measure_outline(masks[mask]))
-    for channel, mask, name in groups:
-        if name == "shape2D":
-            features[channel, mask, name] = shapes[mask]
-    pairs = dict.fromkeys((c, m) for c, m, name in groups if name in _TEXTURES)
-    for channel, mask in pairs:
-        classes = [name for name in _TEXTURES if (channel, mask, name) in groups]
-        textures = _compute_textures(values[channel], masks[mask], settings, classes)
-        features |= {(channel, mask, name): textures[name] for name in classes}
+    features = {}
+    for channel, mask in dict.fromkeys((channel, mask) for channel, mask, _ in groups):
+        classes = [name for name in FEATURES if (channel, mask, name) in groups]
+        picture = values.get(channel, masks[mask])  # a shape needs no channel
+        region = _compute_region(picture, masks[mask], classes, settings)
+        features |= {(channel, mask, name): region[name] for name in classes}
     return features
 
 # %% ../../nbs/radiomics/11_engines.ipynb #fab1d49e
