@@ -8,12 +8,15 @@ __all__ = []
 # %% ../../nbs/cli/02_data_commands.ipynb #b26a762f
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .app import _Cache, _Jobs, _check_ending, _command
-from ..core.errors import unknown_name_error
+from ..core.errors import InputError, unknown_name_error
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/cli/02_data_commands.ipynb #639242eb
 @_command
@@ -62,45 +65,65 @@ def _names(
     return tuple(text.split(","))
 
 
-@_command
-def _features(
-    data: Annotated[
-        Path, typer.Argument(help="A TCIA release, real or synthetic, or a CSV that lists tiles.")
-    ],
-    out: Annotated[Path, typer.Option(help="The table to write, .parquet or .csv.")],
-    engine: Annotated[
-        str, typer.Option(help="exact (counting) or pyradiomics (the reference, slower).")
-    ] = "exact",
-    channels: Annotated[
-        str, typer.Option(help="Of grey, hematoxylin, eosin; separated by commas.")
-    ] = "grey",
-    masks: Annotated[
-        str, typer.Option(help="Of tile (the paper's), tissue, nuclei; separated by commas.")
-    ] = "tissue",
-    classes: Annotated[
-        str,
-        typer.Option(
-            help="Of firstorder, shape2D, glcm, glrlm, glszm, gldm, ngtdm, objects; separated by commas."
-        ),
-    ] = "firstorder,shape2D,objects",
-    bin_width: Annotated[float, typer.Option(help="Grey levels in a bin.")] = 5,
-    tile_size: Annotated[int, typer.Option(help="Side that every tile must have, pixels.")] = 1024,
-    cache: _Cache = None,
-    n_jobs: _Jobs = None,
+def _check_options(
+    given: dict[str, Any],  # option -> its value
+    defaults: dict[str, Any],  # option -> its value where it is not given
+    advice: str,  # what to do instead
 ) -> None:
-    "Compute the radiomic features of every tile; resumes where it was interrupted."
-    _check_ending(out, (".parquet", ".csv"))
+    "Raise `InputError` for an option that has no meaning for the list at hand."
+    for option, default in defaults.items():
+        if given[option] != default:
+            raise InputError(f"--{option.replace('_', '-')}: {advice}")
+
+
+def _print_undefined(
+    table: "pd.DataFrame",  # of `extract_masked`
+) -> None:
+    "Print how many rows lack features of each class, with the reason."
+    from osteonb.radiomics.engines import _UNDEFINED_REASONS
+
+    for name, reason in _UNDEFINED_REASONS.items():
+        n_rows = int(table.filter(regex=f"_{name}_").isna().any(axis=1).sum())
+        if n_rows:
+            typer.echo(f"undefined: {name}, {n_rows} rows: {reason}")
+
+
+def _write_masked(
+    data: Path,  # a list of images and masks
+    out: Path,  # the table to write
+    **options: Any,  # of `extract_masked`
+) -> None:
+    "Measure a list of images with their own masks."
+    from osteonb.core.files import write_table
+    from osteonb.radiomics.masked_images import extract_masked
+
+    table = extract_masked(data, **options)
+    write_table(table, out)
+    typer.echo(f"{len(table)} regions, {table.shape[1] + 1} columns: {out}")
+    _print_undefined(table)
+
+
+def _write_tiles(
+    data: Path,  # a release or a list of tiles
+    out: Path,  # the table to write
+    names: list[tuple[str, ...]],  # channels, masks, classes
+    bin_width: float,  # gray levels in a bin
+    engine: str,  # of `ENGINES`
+    tile_size: int,  # pixels
+    cache: Path | None,  # folder of cached values; None for the default
+    n_jobs: int | None,  # processes
+) -> None:
+    "Measure tiles under computed masks."
     from osteonb.core.cache import default_cache_dir
     from osteonb.core.files import write_table
     from osteonb.data.tiles import read_tiles
     from osteonb.radiomics.extraction import check_feature_settings, extract, undefined_features
 
-    chosen = [_names(text) for text in (channels, masks, classes)]
-    check_feature_settings(*chosen, bin_width, engine)  # before any tile is read
+    check_feature_settings(*names, bin_width, engine)  # before any tile is read
     tiles, excluded = read_tiles(data, tile_size=tile_size, n_jobs=n_jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*undefined features")  # printed below, with the reasons
-        table = extract(tiles, *chosen, bin_width, engine, cache or default_cache_dir(), n_jobs)
+        table = extract(tiles, *names, bin_width, engine, cache or default_cache_dir(), n_jobs)
     write_table(table, out)
     typer.echo(
         f"{len(table)} tiles, {table.shape[1]} features, {len(excluded)} rows excluded: {out}"
@@ -108,6 +131,71 @@ def _features(
     reasons = undefined_features(table, tiles).groupby(["mask", "class", "reason"], sort=False)
     for (mask, feature_class, reason), n in reasons.size().items():
         typer.echo(f"undefined: {feature_class} under the mask {mask}, {n} tiles: {reason}")
+
+# %% ../../nbs/cli/02_data_commands.ipynb #feat0001
+_TILE_OPTIONS = dict(engine="exact", masks="tissue", classes="firstorder,shape2D,objects")
+_TILE_OPTIONS |= dict(bin_width=5, tile_size=1024, cache=None)
+_MASK_OPTIONS = dict(params=None, mpp=None, original_names=False)
+
+
+@_command
+def _features(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A TCIA release, real or synthetic; a CSV that lists tiles (path, label, patient, slide) or "
+            "own regions (Image, Mask, and perhaps Label)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The table to write, .parquet or .csv.")],
+    engine: Annotated[
+        str, typer.Option(help="exact (counting) or pyradiomics (the reference, slower).")
+    ] = _TILE_OPTIONS["engine"],
+    channels: Annotated[
+        str, typer.Option(help="Of grey, hematoxylin, eosin; separated by commas.")
+    ] = "grey",
+    masks: Annotated[
+        str, typer.Option(help="Of tile (the paper's), tissue, nuclei; separated by commas.")
+    ] = _TILE_OPTIONS["masks"],
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="Of firstorder, shape2D, glcm, glrlm, glszm, gldm, ngtdm, objects; separated by commas."
+        ),
+    ] = _TILE_OPTIONS["classes"],
+    bin_width: Annotated[float, typer.Option(help="Grey levels in a bin.")] = 5,
+    tile_size: Annotated[int, typer.Option(help="Side that every tile must have, pixels.")] = 1024,
+    params: Annotated[
+        Path | None,
+        typer.Option(
+            help="PyRadiomics' parameter file, YAML or JSON, for own regions; without it all classes, bin width 5."
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometers a pixel, for own regions; default the files'.")
+    ] = None,
+    original_names: Annotated[
+        bool, typer.Option("--original-names", help="PyRadiomics' names, for own regions.")
+    ] = False,
+    cache: _Cache = None,
+    n_jobs: _Jobs = None,
+) -> None:
+    "Compute the radiomic features of every tile, resuming where it was interrupted; or of own regions."
+    _check_ending(out, (".parquet", ".csv"))
+    from osteonb.radiomics.masked_images import _is_masked_list
+
+    given = dict(engine=engine, masks=masks, classes=classes, bin_width=bin_width, cache=cache)
+    given |= dict(tile_size=tile_size, params=params, mpp=mpp, original_names=original_names)
+    if _is_masked_list(data):
+        advice = "is for tiles; a list of Image and Mask is measured as --params says"
+        _check_options(given, _TILE_OPTIONS, advice)
+        options = dict(parameters=params, mpp=mpp, original_names=original_names, n_jobs=n_jobs)
+        _write_masked(data, out, channels=_names(channels), **options)
+        return
+    advice = "is for own regions; give a CSV list with the columns Image and Mask"
+    _check_options(given, _MASK_OPTIONS, advice)
+    names = [_names(text) for text in (channels, masks, classes)]
+    _write_tiles(data, out, names, bin_width, engine, tile_size, cache, n_jobs)
 
 # %% ../../nbs/cli/02_data_commands.ipynb #27e09490
 @_command
