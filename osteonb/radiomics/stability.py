@@ -24,7 +24,12 @@ from ..core.runtime import run_in_directory
 from ..data.images import read_tile
 from .descriptions import _PAPER_FEATURE_CLASSES
 from .engines import compute_features
-from .extraction import _feature_groups, check_feature_settings, feature_names
+from osteonb.radiomics.extraction import (
+    _choose_n_jobs,
+    _feature_groups,
+    check_feature_settings,
+    feature_names,
+)
 from .masks import channels_and_masks
 
 # %% ../../nbs/radiomics/14_stability.ipynb #8632f5f9
@@ -187,6 +192,20 @@ def _measure_file(
         raise InputError(f"tile {tile}: {error}") from error
 
 
+def _stability_table(
+    values: np.ndarray,  # (n, V, F), of `_measure_versions` of n tiles
+    features: list[str],  # their names
+) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each of both
+    "Compare the versions of each perturbation with the originals."
+    perturbations = _version_perturbations()
+    rows = []
+    for i, feature in enumerate(features):
+        for name in _PERTURBATION_NAMES:
+            versions = [0, *(np.flatnonzero(perturbations == name) + 1)]
+            rows.append((feature, name, *_compare_versions(values[:, versions, i])))
+    return pd.DataFrame(rows, columns=["feature", "perturbation", "icc", "change", "n_tiles"])
+
+
 def feature_stability(
     tiles: pd.DataFrame,  # indexed by tile, with `path`; `InputError` for fewer than two
     channels: tuple = ("grey",),  # of `CHANNELS`
@@ -194,7 +213,8 @@ def feature_stability(
     feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0
     max_tiles: int | None = 100,  # evenly spaced over the table; None for all
-    n_jobs: int | None = None,  # processes; None as joblib's active backend
+    n_jobs: int
+    | None = None,  # processes; None: one for little work, else as joblib's active backend
 ) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each of both
     "Return which features keep their value under changes that mean nothing, eq. (1)."
     check_feature_settings(channels, masks, feature_classes, bin_width)
@@ -207,13 +227,7 @@ def feature_stability(
     settings = (channels, masks, feature_classes, bin_width)
     measure = joblib.delayed(run_in_directory)
     work = (measure(Path.cwd(), _measure_file, *tile, settings) for tile in chosen.path.items())
+    n_jobs = _choose_n_jobs(chosen, "exact", n_jobs)
     parallel = joblib.Parallel(n_jobs, return_as="generator")
     measured = tqdm(parallel(work), "stability", n, unit="tile", disable=None)
-    values = np.stack(list(measured))  # (n, V, F)
-    perturbations = _version_perturbations()
-    rows = []
-    for i, feature in enumerate(feature_names(channels, masks, feature_classes)):
-        for name in _PERTURBATION_NAMES:
-            versions = [0, *(np.flatnonzero(perturbations == name) + 1)]
-            rows.append((feature, name, *_compare_versions(values[:, versions, i])))
-    return pd.DataFrame(rows, columns=["feature", "perturbation", "icc", "change", "n_tiles"])
+    return _stability_table(np.stack(list(measured)), feature_names(*settings[:3]))
