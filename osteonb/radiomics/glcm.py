@@ -11,22 +11,37 @@ from functools import cached_property
 
 import numpy as np
 
-from .binning import _EPSILON, _FlatImage
+from ..core.errors import InputError
+from .binning import _EPSILON, _FlatImage, _neighbor_offsets
+from .kernels import _compile, _pair_loop
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #1ede5ff5
+def _count_pairs(
+    pixels: np.ndarray,  # (P,), of a `_FlatImage`
+    step: int,  # to the neighbor
+    n: int,  # one more than the largest number of a level
+) -> np.ndarray:  # (n, n), integers
+    "Count which number has which as its neighbor; row and column 0 are pixels outside the mask."
+    loop = _compile(_pair_loop)
+    if loop is not None:
+        return loop(pixels, step, n)
+    key = pixels[:-step].astype(np.int64) * n + pixels[step:]
+    return np.bincount(key, minlength=n * n).reshape(n, n)
+
+
 def _count_cooccurrences(
     image: _FlatImage,
-) -> np.ndarray:  # (G, G, 4), int64, of levels that occur: pairs in each direction, both ways
-    "Count which level has which as its neighbor."
-    n = int(image.levels[-1]) + 1
-    occurring = np.ix_(image.levels, image.levels)
-    row = image.pixels.astype(np.int32) * n
-    pairs = []
-    for step in image.steps:
-        counts = np.bincount(row[:-step] + image.pixels[step:], minlength=n * n)
-        counts = counts.reshape(n, n)[occurring]
-        pairs.append(counts + counts.T)
-    return np.stack(pairs, axis=-1)
+    offsets: list[tuple[int, int]],  # of `_neighbor_offsets`; A of them
+    symmetric: bool = True,  # PyRadiomics' symmetricalGLCM: count pairs both ways
+) -> np.ndarray:  # (G, G, A), integers, of levels that occur
+    "Count which level has which as its neighbor, in each direction."
+    n = int(image.numbers[-1]) + 1
+    occurring = np.ix_(image.numbers, image.numbers)
+    directions = []
+    for step in image.steps(offsets):
+        counts = _count_pairs(image.pixels, step, n)[occurring]
+        directions.append(counts + counts.T if symmetric else counts)
+    return np.stack(directions, axis=-1)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #fdb70758
 def _distribution(
@@ -57,13 +72,18 @@ class _Cooccurrence:
 
     @cached_property
     def py(self) -> np.ndarray:  # (1, G, A)
-        "Return the share of pairs whose second pixel has level j; the same, since pairs count both ways."
+        "Return the share of pairs whose second pixel has level j; the same where pairs count both ways."
         return self.p.sum(0, keepdims=True)
 
     @cached_property
     def mean(self) -> np.ndarray:  # (A,)
-        "Return the mean level."
+        "Return the mean level of first pixels."
         return self.expect(self.i)
+
+    @cached_property
+    def mean_y(self) -> np.ndarray:  # (A,)
+        "Return the mean level of second pixels."
+        return self.expect(self.j)
 
     @cached_property
     def entropy(self) -> np.ndarray:  # (A,), bits
@@ -88,15 +108,48 @@ class _Cooccurrence:
         return (self.p * f).sum((0, 1))
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #9b226fb0
+_NORMS = {  # of PyRadiomics' weightingNorm, the distance to neighbors by differences of rows and columns
+    "manhattan": lambda d: d.sum(1),
+    "euclidean": lambda d: np.sqrt((d**2).sum(1)),
+    "infinity": lambda d: d.max(1),
+}
+
+
+def _neighbor_distances(
+    offsets: list[tuple[int, int]],  # A directions, (rows, columns)
+    norm: str,  # of `_NORMS`
+    spacing: tuple[float, float],  # (y, x), of a pixel
+) -> np.ndarray:  # (A,)
+    "Return how far the neighbors in each direction are."
+    return _NORMS[norm](abs(np.array(offsets)) * spacing)
+
+
 def _normalize_cooccurrences(
-    image: _FlatImage,
+    counts: np.ndarray,  # (G, G, A), of `_count_cooccurrences`, or weighted
+    levels: np.ndarray,  # (G,), the gray levels that occur
 ) -> _Cooccurrence:
     "Return the shares of pairs in each direction that has any."
-    counts = _count_cooccurrences(image).astype(float)
-    counts = counts[..., counts.sum((0, 1)) > 0]
-    p = counts / counts.sum((0, 1))
-    levels = image.levels.astype(float)
-    return _Cooccurrence(p, levels[:, None, None], levels[None, :, None], int(image.levels[-1]))
+    total = counts.sum((0, 1))
+    p = counts[..., total > 0] / total[total > 0]
+    i = levels.astype(float)
+    return _Cooccurrence(p, i[:, None, None], i[None, :, None], int(levels[-1]))
+
+
+def _make_cooccurrence(
+    image: _FlatImage,
+    offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
+    symmetric: bool = True,  # count pairs both ways
+    weighting_norm: str | None = None,  # of `_NORMS`, or "no_weighting"; None adds no directions up
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
+) -> _Cooccurrence:
+    "Return the shares of pairs in each direction, or over all with their weights."
+    counts = _count_cooccurrences(image, offsets, symmetric)
+    if weighting_norm is not None:
+        weights = np.ones(len(offsets))
+        if weighting_norm != "no_weighting":
+            weights = np.exp(-(_neighbor_distances(offsets, weighting_norm, spacing) ** 2))
+        counts = (counts @ weights)[..., None]
+    return _normalize_cooccurrences(counts, image.levels)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #de576b8c
 def _autocorrelation(g: _Cooccurrence) -> np.ndarray:
@@ -128,17 +181,17 @@ def _sum_squares(g: _Cooccurrence) -> np.ndarray:
 
 def _cluster_tendency(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^2$. IBSI: cluster tendency (DG8W)."
-    return g.expect((g.i + g.j - g.mean - g.mean) ** 2)
+    return g.expect((g.i + g.j - g.mean - g.mean_y) ** 2)
 
 
 def _cluster_shade(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^3$. IBSI: cluster shade (7NFM)."
-    return g.expect((g.i + g.j - g.mean - g.mean) ** 3)
+    return g.expect((g.i + g.j - g.mean - g.mean_y) ** 3)
 
 
 def _cluster_prominence(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^4$. IBSI: cluster prominence (AE86)."
-    return g.expect((g.i + g.j - g.mean - g.mean) ** 4)
+    return g.expect((g.i + g.j - g.mean - g.mean_y) ** 4)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #c9456365
 def _contrast(g: _Cooccurrence) -> np.ndarray:
@@ -215,9 +268,10 @@ def _maximum_probability(g: _Cooccurrence) -> np.ndarray:
 def _correlation(g: _Cooccurrence) -> np.ndarray:
     r"""$\sum_{ij} p_{ij} (i - \mu)(j - \mu) / (\sigma^2 + \varepsilon)$, 1 where $\sigma = 0$.
     IBSI: correlation (NI2N)."""
-    variance = _sum_squares(g)
-    covariance = g.expect((g.i - g.mean) * (g.j - g.mean))
-    return np.where(variance == 0, 1, covariance / (variance + _EPSILON))
+    variance_y = g.expect((g.j - g.mean_y) ** 2)
+    product = (_sum_squares(g) * variance_y) ** 0.5
+    covariance = g.expect((g.i - g.mean) * (g.j - g.mean_y))
+    return np.where(product == 0, 1, covariance / (product + _EPSILON))
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #de59c39d
 def _imc1(g: _Cooccurrence) -> np.ndarray:
@@ -225,6 +279,8 @@ def _imc1(g: _Cooccurrence) -> np.ndarray:
     with $H_{xy1} = -\sum_{ij} p_{ij} \log_2 (p_x(i) p_y(j) + \varepsilon)$, 0 where $H_x = 0$.
     IBSI: first measure of information correlation (R8DG)."""
     hx = -(g.px * np.log2(g.px + _EPSILON)).sum((0, 1))
+    hy = -(g.py * np.log2(g.py + _EPSILON)).sum((0, 1))
+    hx = np.maximum(hx, hy)
     hxy1 = -g.expect(np.log2(g.px * g.py + _EPSILON))
     return np.where(hx == 0, 0, (g.entropy - hxy1) / np.where(hx == 0, 1, hx))
 
@@ -286,14 +342,43 @@ def _mean_over_directions(
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
+# %% ../../nbs/radiomics/06_glcm.ipynb #99ec56ee
+_MAX_LEVELS = 4096
+_MAX_LEVELS_TOGETHER = 256  # of which all directions are computed at once
+
+
+def _split_directions(
+    offsets: list[tuple[int, int]],  # directions
+    n_levels: int,  # G, that occur; `InputError` for more than 4096
+    is_weighted: bool,  # all directions are added up
+) -> list[list[tuple[int, int]]]:
+    "Return which directions are computed together."
+    if n_levels > _MAX_LEVELS:
+        advice = "raise bin_width or set bin_count"
+        raise InputError(f"glcm: got {n_levels} gray levels, wanted at most {_MAX_LEVELS}; {advice}")
+    if is_weighted or n_levels <= _MAX_LEVELS_TOGETHER:
+        return [offsets]
+    return [[offset] for offset in offsets]
+
 
 def _compute_glcm(
     image: _FlatImage,
+    distances: tuple[int, ...] = (1,),  # to neighbors, pixels; at most the margin of the image
+    symmetric: bool = True,  # PyRadiomics' symmetricalGLCM
+    weighting_norm: str | None = None,  # PyRadiomics' weightingNorm, of `_make_cooccurrence`
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> dict[str, float]:  # by PyRadiomics' names; NaN where no pixel has a neighbor under the mask
     "Return the 24 features of pairs of neighbors."
-    g = _normalize_cooccurrences(image)
-    if not g.p.size:
-        undefined = dict.fromkeys(_GLCM, np.nan)
-        return undefined | {"MCC": 1.0} if len(g.i) < 2 else undefined
-    with np.errstate(invalid="ignore"):  # the root of a rounding error below 0
-        return {name: _mean_over_directions(feature(g)) for name, feature in _GLCM.items()}
+    values = {name: [np.array([])] for name in _GLCM}
+    n_levels = len(image.numbers)
+    is_weighted = weighting_norm is not None
+    for offsets in _split_directions(_neighbor_offsets(distances), n_levels, is_weighted):
+        g = _make_cooccurrence(image, offsets, symmetric, weighting_norm, spacing)
+        if g.p.size:
+            with np.errstate(invalid="ignore"):  # the root of a rounding error below 0
+                for name, feature in _GLCM.items():
+                    values[name].append(feature(g))
+    means = {name: _mean_over_directions(np.concatenate(v)) for name, v in values.items()}
+    if n_levels == 1 and not is_weighted:
+        means["MCC"] = 1.0  # with one level, even without a pair
+    return means

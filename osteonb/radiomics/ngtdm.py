@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .binning import _FlatImage
+from .binning import _FlatImage, _neighbor_offsets
+from .kernels import _compile, _neighbor_loop
 
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #900fc239
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class _NeighborDifferences:
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #56049680
 def _sum_neighbors(
     image: _FlatImage,
-) -> tuple[np.ndarray, np.ndarray]:  # int16 and int8, of the size of `image.pixels`
+    steps: list[int],  # to neighbors, one of each two opposite ones
+) -> tuple[np.ndarray, np.ndarray]:  # int64 and int32, of the size of `image.pixels`
     "Return the sum of each pixel's neighbors under the mask, and their number."
-    level = image.pixels.astype(np.int16)
-    inside = (image.pixels > 0).astype(np.int8)
+    level = image.pixel_levels.astype(np.int64)
+    inside = (image.pixels > 0).astype(np.int32)
     total = np.zeros_like(level)
     number = np.zeros_like(inside)
-    for step in image.steps:
+    for step in steps:
         total[:-step] += level[step:]
         total[step:] += level[:-step]
         number[:-step] += inside[step:]
@@ -48,22 +50,34 @@ def _sum_neighbors(
     return total, number
 
 
+def _count_differences(
+    image: _FlatImage,
+    steps: list[int],  # to neighbors, one of each two opposite ones; A of them
+) -> tuple[np.ndarray, np.ndarray]:  # (n, 2A + 1) twice, integers
+    "Return for each number of a level and of neighbors the pixels, and the sum of |i m − t|."
+    n = int(image.numbers[-1]) + 1
+    loop = _compile(_neighbor_loop)
+    if loop is not None:
+        both_ways = np.array(steps + [-step for step in steps])
+        return loop(image.pixels, image.pixel_levels, both_ways, image.stride, image.margin, n)
+    total, m = _sum_neighbors(image, steps)
+    n_counts = 2 * len(steps) + 1
+    key = image.pixels.astype(np.int64) * n_counts + m
+    difference = abs(image.pixel_levels.astype(np.int64) * m - total)
+    counts = np.bincount(key, minlength=n_counts * n)
+    sums = np.bincount(key, weights=difference, minlength=n_counts * n)
+    return counts.reshape(n, -1), sums.reshape(n, -1)
+
+
 def _neighbor_differences(
     image: _FlatImage,
+    offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
 ) -> _NeighborDifferences:
-    "Compare each pixel with the mean of up to eight neighbors."
-    level = image.pixels.astype(np.int16)
-    total, m = _sum_neighbors(image)
-    key = level * 9 + m  # level and number of neighbors
-    size = 9 * (int(image.levels[-1]) + 1)
-    difference = abs(level * m - total)  # times m
-    n = np.bincount(key, minlength=size)
-    n = n.reshape(-1, 9)[image.levels]
-    d = np.bincount(key, weights=difference, minlength=size)
-    d = d.reshape(-1, 9)[image.levels]
-    divisors = np.maximum(np.arange(9), 1)
-    s = (d / divisors).sum(1)
-    return _NeighborDifferences(image.levels.astype(float), n.sum(1), s)
+    "Compare each pixel with the mean of its neighbors."
+    n, d = _count_differences(image, image.steps(offsets))
+    divisors = np.maximum(np.arange(n.shape[1]), 1)
+    s = (d[image.numbers] / divisors).sum(1)
+    return _NeighborDifferences(image.levels.astype(float), n[image.numbers].sum(1), s)
 
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #b0a5b136
 def _coarseness(d: _NeighborDifferences) -> float:
@@ -118,7 +132,8 @@ _NGTDM = {
 
 def _compute_ngtdm(
     image: _FlatImage,
+    distances: tuple[int, ...] = (1,),  # to neighbors, pixels; at most the margin of the image
 ) -> dict[str, float]:  # by PyRadiomics' names
     "Return the five features of differences from neighbors."
-    differences = _neighbor_differences(image)
+    differences = _neighbor_differences(image, _neighbor_offsets(distances))
     return {name: float(feature(differences)) for name, feature in _NGTDM.items()}

@@ -9,12 +9,10 @@ __all__ = []
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.spatial import ConvexHull
-from torch import Tensor
-from torch.nn.functional import pad
 
 from ..core.errors import InputError
+from .binning import _bounding_box
 
 # %% ../../nbs/radiomics/04_shape.ipynb #83e516fc
 # (16, 4), pixels inside at each kind of corner: upper left, upper right, lower left, lower right
@@ -22,75 +20,86 @@ _CORNERS = np.arange(16)[:, None] >> np.arange(4) & 1
 _N_INSIDE = _CORNERS.sum(1)
 _IS_DIAGONAL = (_N_INSIDE == 2) & (_CORNERS[:, 0] == _CORNERS[:, 3])
 _AREA_BY_NUMBER = np.array([0, 1 / 8, 1 / 2, 7 / 8, 1])  # of pixels inside
-_LENGTH_BY_NUMBER = np.array([0, 0.5**0.5, 1, 0.5**0.5, 0])
-_CORNER_AREA = np.where(_IS_DIAGONAL, 1 / 4, _AREA_BY_NUMBER[_N_INSIDE])  # square pixels
-_CORNER_LENGTH = np.where(_IS_DIAGONAL, 2 * 0.5**0.5, _LENGTH_BY_NUMBER[_N_INSIDE])  # pixels
+_CORNER_AREA = np.where(_IS_DIAGONAL, 1 / 4, _AREA_BY_NUMBER[_N_INSIDE])  # in pixels
+
+
+def _corner_lengths(
+    spacing: tuple[float, float],  # (y, x), of a pixel
+) -> np.ndarray:  # (16,)
+    "Return the length of outline in each kind of corner."
+    height, width = spacing
+    is_straight = (_N_INSIDE == 2) & ~_IS_DIAGONAL
+    is_horizontal = _CORNERS[:, 0] == _CORNERS[:, 1]
+    straight = np.where(is_horizontal, width, height)
+    slanted = np.array([0, 1, 0, 1, 0])[_N_INSIDE] + 2 * _IS_DIAGONAL
+    return is_straight * straight + slanted * np.hypot(height, width) / 2
+
+
+_CORNER_LENGTH = _corner_lengths((1, 1))
 
 # %% ../../nbs/radiomics/04_shape.ipynb #0c1be94d
 def _count_corners(
-    masks: Tensor,  # (B, M, H, W), bool
-) -> Tensor:  # (B, M, 16), int64, on the device of the masks
+    mask: np.ndarray,  # (H, W), bool
+) -> np.ndarray:  # (16,), int64
     "Count the corners of each kind."
-    m = pad(masks.to(torch.uint8), (1, 1, 1, 1))
-    right = m[..., 1:]
-    pair = m[..., :-1] + 2 * right  # a pixel and the one to its right
-    below = pair[..., 1:, :]
-    kind = pair[..., :-1, :] + 4 * below  # and the two below
-    counts = [torch.bincount(k.flatten(), minlength=16) for k in kind.flatten(0, 1)]
-    return torch.stack(counts).view(*masks.shape[:2], 16)
+    m = np.pad(mask, 1).view(np.uint8)
+    pair = m[:, :-1] | m[:, 1:] << 1  # a pixel and the one to its right
+    kind = pair[:-1] | pair[1:] << 2  # and the two below
+    return np.array([np.count_nonzero(kind == k) for k in range(16)])
 
 # %% ../../nbs/radiomics/04_shape.ipynb #0b58ad52
 _MAX_FLOAT32_SIDE_PX = 4096  # of a mask whose sums over rows are exact in 32 bits
 
 
 def _coordinate_sums(
-    masks: Tensor,  # (B, M, H, W), bool
-) -> Tensor:  # (B, M, 6), float64 with integer values: pixels, Σy, Σx, Σyy, Σyx, Σxx
+    mask: np.ndarray,  # (H, W), bool
+) -> np.ndarray:  # (6,), float64 with integer values: pixels, Σy, Σx, Σyy, Σyx, Σxx
     "Return the sums that the second moments of a mask need."
-    height, width = masks.shape[-2:]
+    height, width = mask.shape
     is_small = max(height, width) <= _MAX_FLOAT32_SIDE_PX
-    # from uint8, since torch converts bool slowly
-    m = masks.view(torch.uint8).to(torch.float32 if is_small else torch.float64)
-    y = torch.arange(height, dtype=torch.float64, device=masks.device)
-    x = torch.arange(width, dtype=torch.float64, device=masks.device)
-    in_row = m.sum(-1).double()  # (B, M, H), pixels
-    in_column = m.sum(-2).double()  # (B, M, W), pixels
-    x_in_row = (m @ x.to(m.dtype)).double()  # (B, M, H), Σx
-    sums = [in_row.sum(-1), in_row @ y, in_column @ x]
+    m = mask.astype(np.float32 if is_small else np.float64)
+    y = np.arange(height, dtype=np.float64)
+    x = np.arange(width, dtype=np.float64)
+    in_row = (m @ np.ones(width, m.dtype)).astype(np.float64)  # (H,), pixels
+    in_column = (np.ones(height, m.dtype) @ m).astype(np.float64)  # (W,), pixels
+    x_in_row = (m @ x.astype(m.dtype)).astype(np.float64)  # (H,), Σx
+    sums = [in_row.sum(), in_row @ y, in_column @ x]
     squares = [in_row @ y**2, x_in_row @ y, in_column @ x**2]
-    return torch.stack(sums + squares, dim=-1)
+    return np.array(sums + squares)
 
 # %% ../../nbs/radiomics/04_shape.ipynb #a6df0aef
 def _principal_variances(
     sums: np.ndarray,  # (6,), of `_coordinate_sums`
-) -> tuple[float, float]:  # larger and smaller, square pixels
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
+) -> tuple[float, float]:  # larger and smaller
     "Return the eigenvalues of the covariance matrix (divided by N) of the pixels' coordinates."
     n, y, x, yy, yx, xx = (int(s) for s in sums)  # integers of any size
+    height, width = spacing
     # the covariance matrix times n squared: [[a, b], [b, d]]
     a = n * yy - y * y
     b = n * yx - y * x
     d = n * xx - x * x
+    determinant = (a * d - b * b) * (height * width) ** 2
+    a, b, d = a * height**2, b * height * width, d * width**2
     root = ((a - d) ** 2 + 4 * b * b) ** 0.5
     larger = (a + d + root) / 2
     if not larger:
         return 0.0, 0.0
-    determinant = a * d - b * b
     smaller = determinant / larger
     return larger / n**2, smaller / n**2
 
 # %% ../../nbs/radiomics/04_shape.ipynb #1c73a0f2
 def _row_ends(
-    masks: Tensor,  # (B, M, H, W), bool
-) -> Tensor:  # (B, M, H, 2), int16: first and last pixel of each row; W and -1 where it has none
+    mask: np.ndarray,  # (H, W), bool
+) -> np.ndarray:  # (H, 2), int64: first and last pixel of each row; W and -1 where it has none
     "Return where each row of a mask begins and ends."
-    m = masks.to(torch.int16)
-    width = masks.shape[-1]
-    x = torch.arange(1, width + 1, dtype=torch.int16, device=masks.device)
-    from_left = m * x
-    from_right = m * x.flip(0)
-    first = width - from_right.amax(-1)
-    last = from_left.amax(-1) - 1
-    return torch.stack([first, last], dim=-1)
+    width = mask.shape[1]
+    first = mask.argmax(1)
+    last = width - 1 - mask[:, ::-1].argmax(1)
+    is_empty = ~mask[np.arange(len(mask)), first]
+    first[is_empty] = width
+    last[is_empty] = -1
+    return np.stack([first, last], axis=1)
 
 # %% ../../nbs/radiomics/04_shape.ipynb #88178ec9
 def _outer_rows(
@@ -108,7 +117,8 @@ def _outer_rows(
 
 def _maximum_diameter(
     ends: np.ndarray,  # (H, 2), of `_row_ends`, not all rows empty
-) -> float:  # pixels
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
+) -> float:
     "Return the longest distance between two vertices of the outline."
     y = np.flatnonzero(ends[:, 1] >= 0)
     y = y[_outer_rows(ends[y])]
@@ -117,7 +127,7 @@ def _maximum_diameter(
     tops = [(y - 0.5, first), (y - 0.5, last)]
     bottoms = [(y + 0.5, first), (y + 0.5, last)]
     points = np.concatenate([np.stack(p, 1) for p in sides + tops + bottoms])
-    corners = points[ConvexHull(points).vertices]
+    corners = points[ConvexHull(points).vertices] * spacing
     differences = corners[:, None] - corners[None]  # of all pairs
     squares = (differences**2).sum(-1)
     return float(squares.max() ** 0.5)
@@ -128,41 +138,33 @@ class _Outline:
     "Hold the measures of a mask that the features need."
 
     pixels: int  # inside
-    area: float  # within the outline, square pixels
-    perimeter: float  # length of the outline, pixels
-    diameter: float  # between the two vertices farthest apart, pixels
-    major_variance: float  # of the coordinates along the longer axis, square pixels
+    area: float  # within the outline
+    perimeter: float  # length of the outline
+    diameter: float  # between the two vertices farthest apart
+    major_variance: float  # of the coordinates along the longer axis
     minor_variance: float  # and along the shorter one
+    pixel_area: float = 1
 
 # %% ../../nbs/radiomics/04_shape.ipynb #af89f07e
-def _make_outline(
-    corners: np.ndarray,  # (16,), of `_count_corners`
-    sums: np.ndarray,  # (6,), of `_coordinate_sums`
-    ends: np.ndarray,  # (H, 2), of `_row_ends`
+def _measure_outline(
+    mask: np.ndarray,  # (H, W), bool
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> _Outline | None:  # None for an empty mask
-    "Return the measures of a mask from its counts."
-    if not sums[0]:
+    "Measure a mask."
+    if not mask.any():
         return None
+    mask = mask[_bounding_box(mask)]
+    corners = _count_corners(mask)
+    sums = _coordinate_sums(mask)
+    pixel_area = spacing[0] * spacing[1]
     return _Outline(
         int(sums[0]),
-        float(corners @ _CORNER_AREA),
-        float(corners @ _CORNER_LENGTH),
-        _maximum_diameter(ends),
-        *_principal_variances(sums),
+        float(corners @ _CORNER_AREA) * pixel_area,
+        float(corners @ _corner_lengths(spacing)),
+        _maximum_diameter(_row_ends(mask), spacing),
+        *_principal_variances(sums, spacing),
+        pixel_area,
     )
-
-
-def _measure_outlines(
-    masks: Tensor,  # (B, M, H, W), bool
-) -> list[list[_Outline | None]]:  # B lists of M; None for an empty mask
-    "Count on the device of the masks, then measure each mask."
-    corners = _count_corners(masks).cpu().numpy()
-    sums = _coordinate_sums(masks).cpu().numpy()
-    ends = _row_ends(masks).cpu().numpy()
-    outlines = []
-    for tile in zip(corners, sums, ends):
-        outlines.append([_make_outline(*counts) for counts in zip(*tile)])
-    return outlines
 
 # %% ../../nbs/radiomics/04_shape.ipynb #61e0ae5f
 def _mesh_surface(o: _Outline) -> float:
@@ -174,7 +176,7 @@ def _mesh_surface(o: _Outline) -> float:
 def _pixel_surface(o: _Outline) -> float:
     r"""$N$, the number of pixels, square pixels.
     IBSI: flat counterpart of approximate volume (YEKZ)."""
-    return float(o.pixels)
+    return o.pixels * o.pixel_area
 
 
 def _perimeter(o: _Outline) -> float:
@@ -238,7 +240,7 @@ _SHAPE2D = {
 
 
 def _compute_shape2d(
-    outline: _Outline | None,  # of `_measure_outlines`; `InputError` for None
+    outline: _Outline | None,  # of `_measure_outline`; `InputError` for None
 ) -> dict[str, float]:  # by PyRadiomics' names
     "Return the ten shape features of one mask."
     if outline is None:

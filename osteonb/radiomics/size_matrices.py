@@ -13,8 +13,15 @@ from functools import cached_property
 import numpy as np
 from skimage.measure import label
 
-from .binning import _EPSILON, _FlatImage
-from .glcm import _mean_over_directions
+from .binning import _EPSILON, _FlatImage, _neighbor_offsets
+from .glcm import _mean_over_directions, _neighbor_distances
+from osteonb.radiomics.kernels import (
+    _compile,
+    _dependence_loop,
+    _run_loop,
+    _zone_loop,
+    _zone_size_loop,
+)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #70a800cf
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class _SizeMatrix:
     i: np.ndarray  # (K,), float64, gray level
     j: np.ndarray  # (K,), float64, size
     n: np.ndarray  # (K,), float64, number of things
-    pixels: int  # under the mask
+    pixels: float  # under the mask, times the weights of directions that are added up
 
     @cached_property
     def total(self) -> float:
@@ -50,79 +57,146 @@ class _SizeMatrix:
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #d0926167
 _MAX_COUNTED_SIZE = 1024  # sizes below are counted, the few others sorted
+_MAX_TABLE = 1 << 25  # entries of a table in which a kernel counts
+
+
+def _count_by_size(
+    level: np.ndarray,  # (T,), number of the level of each thing; 0 is outside the mask
+    size: np.ndarray,  # (T,), integers above 0, its size
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, 1024); and level and size of larger things
+    "Count the things of each level and size below 1024, and list the others."
+    n_levels = int(level.max()) + 1
+    # size before level: NumPy counts slowly where levels are a power of two apart
+    key = np.minimum(size, _MAX_COUNTED_SIZE).astype(np.int64) * n_levels + level
+    counts = np.bincount(key, minlength=(_MAX_COUNTED_SIZE + 1) * n_levels)
+    counts = counts[: _MAX_COUNTED_SIZE * n_levels].reshape(-1, n_levels).T
+    large = np.flatnonzero((size >= _MAX_COUNTED_SIZE) & (level > 0))
+    return counts, level[large], size[large]
 
 
 def _make_size_matrix(
-    level: np.ndarray,  # (T,), integers, level of each thing; 0 is outside the mask
-    size: np.ndarray,  # (T,), integers above 0, its size
-    pixels: int,  # under the mask
+    counts: np.ndarray,  # (n, S), things of each number of a level and of each size
+    large_level: np.ndarray,  # (L,), number of the level of each other thing
+    large_size: np.ndarray,  # (L,), its size
+    image: _FlatImage,  # of which the things are
 ) -> _SizeMatrix:
-    "Count the things of the same level and size."
-    n_levels = int(level.max()) + 1
-    # size before level: NumPy counts slowly where levels are a power of two apart
-    key = np.minimum(size, _MAX_COUNTED_SIZE) * n_levels + level
-    counts = np.bincount(key, minlength=(_MAX_COUNTED_SIZE + 1) * n_levels)
-    counts = counts[: _MAX_COUNTED_SIZE * n_levels].reshape(-1, n_levels)[:, 1:]
-    j, i = np.nonzero(counts)
-    large = np.flatnonzero((size >= _MAX_COUNTED_SIZE) & (level > 0))
-    large_things = np.stack([level[large], size[large]])
-    (large_i, large_j), large_n = np.unique(large_things, axis=1, return_counts=True)
+    "Return the matrix as a list of its entries."
+    i, j = np.nonzero(counts[1:])
+    n = counts[1:][i, j]
+    (large_i, large_j), large_n = np.unique(
+        np.stack([large_level, large_size]), axis=1, return_counts=True
+    )
     return _SizeMatrix(
-        np.concatenate([i + 1, large_i]).astype(float),
+        image.level_of[np.concatenate([i + 1, large_i])].astype(float),
         np.concatenate([j, large_j]).astype(float),
-        np.concatenate([counts[j, i], large_n]).astype(float),
-        pixels,
+        np.concatenate([n, large_n]).astype(float),
+        image.n_pixels,
     )
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #bd51737d
 def _directions_with_runs(
     image: _FlatImage,
-) -> list[int]:  # of `image.steps`
+) -> list[tuple[int, int]]:  # of `_neighbor_offsets`
     "Return the directions in which some line has more than one pixel of the mask."
-    y, x = np.divmod(np.flatnonzero(image.pixels), image.width + 1)
-    if len(y) > image.height + image.width:  # more pixels than lines in any direction
-        return list(image.steps)
-    lines = (y, x + y, x, x - y)
-    return [step for step, line in zip(image.steps, lines) if len(np.unique(line)) < len(line)]
+    offsets = _neighbor_offsets()
+    if image.n_pixels > image.height + image.width:  # more pixels than lines in any direction
+        return offsets
+    y, x = np.divmod(np.flatnonzero(image.pixels), image.stride)
+    lines = [dx * y - dy * x for dy, dx in offsets]
+    return [o for o, line in zip(offsets, lines) if len(np.unique(line)) < len(line)]
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #0b3493d6
+def _list_runs(
+    image: _FlatImage,
+    step: int,  # from each pixel to the next one of a run
+) -> tuple[np.ndarray, np.ndarray]:  # number of the level of each run, 0 outside the mask; length
+    "Return all runs in one direction."
+    n_rows = -(-len(image.pixels) // step) + 2  # of `step` pixels, and zeros at both ends
+    padded = np.zeros(step * n_rows, image.pixels.dtype)
+    padded[step : step + len(image.pixels)] = image.pixels
+    along = padded.reshape(-1, step).T.ravel()
+    ends = np.flatnonzero(along[1:] != along[:-1])
+    return along[ends[1:]], np.diff(ends)
+
+
 def _count_runs(
     image: _FlatImage,
-) -> list[_SizeMatrix]:  # one for each direction of `_directions_with_runs`
-    "Count runs of equal levels by level and length."
-    n_pixels = int((image.pixels > 0).sum())
-    matrices = []
-    for step in _directions_with_runs(image):
-        n_rows = -(-len(image.pixels) // step) + 2  # of `step` pixels, and zeros at both ends
-        padded = np.zeros(step * n_rows, image.pixels.dtype)
-        padded[step : step + len(image.pixels)] = image.pixels
-        along = padded.reshape(-1, step).T.ravel()
-        ends = np.flatnonzero(along[1:] != along[:-1])
-        matrices.append(_make_size_matrix(along[ends[1:]], np.diff(ends), n_pixels))
-    return matrices
+    offset: tuple[int, int],  # a direction, of `_directions_with_runs`
+) -> _SizeMatrix:
+    "Count runs of equal levels in one direction by level and length."
+    [step] = image.steps([offset])
+    n = int(image.numbers[-1]) + 1
+    n_sizes = max(image.height, image.width) + 2  # no run is longer than a side
+    loop = _compile(_run_loop)
+    if loop is None or n * n_sizes > _MAX_TABLE:
+        return _make_size_matrix(*_count_by_size(*_list_runs(image, step)), image)
+    reached = loop(image.pixels, image.stride, image.margin, step, n, n_sizes)
+    counts = np.zeros_like(reached)
+    counts[:, :-1] = reached[:, :-1] - reached[:, 1:]
+    nothing = np.array([], int)
+    return _make_size_matrix(counts, nothing, nothing, image)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #3637e0b7
-def _count_zones(
-    gray_levels: np.ndarray,  # (h, w), of `_discretize`
-) -> _SizeMatrix:
-    "Count connected zones of one level, diagonals included, by level and number of pixels."
-    zones = label(gray_levels, background=0, connectivity=2).ravel()
+def _list_zones(
+    image: _FlatImage,
+) -> tuple[np.ndarray, np.ndarray]:  # number of the level of each zone, 0 outside the mask; pixels
+    "Return all zones."
+    lines = image.pixels.reshape(-1, image.stride)
+    zones = label(lines, background=0, connectivity=2).ravel()
     size = np.bincount(zones)
-    level = np.zeros(len(size), gray_levels.dtype)
-    level[zones] = gray_levels.ravel()  # the same for every pixel of a zone
-    return _make_size_matrix(level, size, int((gray_levels > 0).sum()))
+    level = np.zeros(len(size), image.pixels.dtype)
+    level[zones] = image.pixels  # the same for every pixel of a zone
+    return level, size
 
-# %% ../../nbs/radiomics/07_size_matrices.ipynb #ce8698cf
-def _count_dependences(
+
+def _count_zones(
     image: _FlatImage,
 ) -> _SizeMatrix:
-    "Count pixels by their level and one more than the number of neighbors that share it."
-    size = np.ones(len(image.pixels), np.int16)
-    for step in image.steps:
-        is_equal = image.pixels[step:] == image.pixels[:-step]
+    "Count connected zones of one level, diagonals included, by level and number of pixels."
+    n = int(image.numbers[-1]) + 1
+    loop = _compile(_zone_loop)
+    if loop is None or n * _MAX_COUNTED_SIZE > _MAX_TABLE or len(image.pixels) >= 2**31:
+        return _make_size_matrix(*_count_by_size(*_list_zones(image)), image)
+    origin, size = loop(image.pixels, image.stride)
+    count = _compile(_zone_size_loop)
+    return _make_size_matrix(*count(image.pixels, origin, size, n, _MAX_COUNTED_SIZE), image)
+
+# %% ../../nbs/radiomics/07_size_matrices.ipynb #ce8698cf
+def _list_dependences(
+    image: _FlatImage,
+    steps: list[int],  # to neighbors, one of each two opposite ones
+    alpha: int,  # the largest difference of levels that counts as equal
+) -> np.ndarray:  # of the size of `image.pixels`, without meaning outside the mask
+    "Return one more than the number of neighbors of each pixel that share its level."
+    level = image.pixel_levels.astype(np.int32)
+    size = np.ones(len(level), np.int32)
+    for step in steps:
+        is_equal = abs(level[step:] - level[:-step]) <= alpha
+        is_equal &= level[step:] > 0
+        is_equal &= level[:-step] > 0
         size[:-step] += is_equal
         size[step:] += is_equal
-    return _make_size_matrix(image.pixels, size, int((image.pixels > 0).sum()))
+    return size
+
+
+def _count_dependences(
+    image: _FlatImage,
+    offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
+    alpha: float = 0,  # PyRadiomics' gldm_a, in gray levels
+) -> _SizeMatrix:
+    "Count pixels by their level and one more than the number of neighbors that share it."
+    steps = image.steps(offsets)
+    loop = _compile(_dependence_loop)
+    if loop is None:
+        size = _list_dependences(image, steps, int(alpha))
+        return _make_size_matrix(*_count_by_size(image.pixels, size), image)
+    n = int(image.numbers[-1]) + 1
+    both_ways = np.array(steps + [-step for step in steps])
+    levels = image.pixel_levels if alpha >= 1 else image.pixels  # equal numbers are equal levels
+    shape = (image.stride, image.margin)
+    counts = loop(image.pixels, levels, both_ways, *shape, n, int(alpha))
+    nothing = np.array([], int)
+    return _make_size_matrix(counts, nothing, nothing, image)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #405884d2
 def _small_emphasis(m: _SizeMatrix) -> float:
@@ -339,11 +413,31 @@ _DEPENDENCE_NAMES = {
 _GLDM = _define_features(_DEPENDENCE_FORMULAS, _DEPENDENCE_NAMES)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #b067242c
+def _add_directions(
+    matrices: list[_SizeMatrix],  # one for each direction, at least one
+    weights: np.ndarray,  # (A,)
+) -> _SizeMatrix:
+    "Return the weighted sum of matrices."
+    entries = np.concatenate([np.stack([m.i, m.j]) for m in matrices], axis=1)
+    n = np.concatenate([w * m.n for w, m in zip(weights, matrices)])
+    (i, j), which = np.unique(entries, axis=1, return_inverse=True)
+    pixels = sum(w * m.pixels for w, m in zip(weights, matrices))
+    return _SizeMatrix(i, j, np.bincount(which.ravel(), weights=n), pixels)
+
+
 def _compute_glrlm(
     image: _FlatImage,
+    weighting_norm: str | None = None,  # PyRadiomics' weightingNorm; None takes the mean
+    spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> dict[str, float]:  # by PyRadiomics' names; NaN where no line has two pixels of the mask
     "Return the 16 features of runs, each the mean over directions."
-    matrices = _count_runs(image)
+    offsets = _directions_with_runs(image)
+    matrices = [_count_runs(image, offset) for offset in offsets]
+    if matrices and weighting_norm is not None:
+        weights = np.ones(len(offsets))
+        if weighting_norm != "no_weighting":
+            weights = _neighbor_distances(offsets, weighting_norm, spacing)
+        matrices = [_add_directions(matrices, weights)]
     features = {}
     for name, feature in _GLRLM.items():
         features[name] = _mean_over_directions(np.array([feature(m) for m in matrices]))
@@ -351,16 +445,18 @@ def _compute_glrlm(
 
 
 def _compute_glszm(
-    gray_levels: np.ndarray,  # (h, w), of `_discretize`
+    image: _FlatImage,
 ) -> dict[str, float]:  # by PyRadiomics' names
     "Return the 16 features of zones."
-    matrix = _count_zones(gray_levels)
+    matrix = _count_zones(image)
     return {name: feature(matrix) for name, feature in _GLSZM.items()}
 
 
 def _compute_gldm(
     image: _FlatImage,
+    distances: tuple[int, ...] = (1,),  # to neighbors, pixels; at most the margin of the image
+    alpha: float = 0,  # PyRadiomics' gldm_a, in gray levels
 ) -> dict[str, float]:  # by PyRadiomics' names
     "Return the 14 features of dependences."
-    matrix = _count_dependences(image)
+    matrix = _count_dependences(image, _neighbor_offsets(distances), alpha)
     return {name: feature(matrix) for name, feature in _GLDM.items()}
