@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,10 @@ FEATURE_SETS = {
 TOLERANCE = 1e-6  # relative difference from PyRadiomics that counts as one
 # name -> what pip installs: the first, and what it imports without requiring it
 PACKAGES = {
-    "flash-radiomics": ("flash-radiomics==1.0.0", *"h5py numpy PyWavelets SimpleITK".split()),
+    "flash-radiomics": (
+        "flash-radiomics==1.0.0",
+        *("h5py", "numpy", "pykwalify", "PyWavelets", "scikit-learn", "scipy", "SimpleITK"),
+    ),
     "fastrad": ("fastrad==1.0.0",),
     "mirp": ("mirp==2.7.0",),
     "numpyradiomics": ("numpyradiomics==0.0.5",),
@@ -167,6 +171,44 @@ def compare_features(
     return _feature_differences(features, common)
 
 
+def measure_case(
+    workers: dict[str, Worker],  # PyRadiomics first
+    case: dict[str, str],  # tile, mask, features
+    rounds: int,  # of an implementation that needs less than a second
+) -> tuple[list[dict], list[dict]]:  # costs; differences
+    "Measure one tile under one mask with all packages in turn."
+    classes = FEATURE_SETS[case["features"]]
+    wanted = [f"{name}_{feature}" for name in classes for feature in FEATURES[name]]
+    costs = []
+    differences = []
+    reference = None
+    for name, worker in workers.items():
+        answer = worker.ask(**case, rounds=1)
+        if answer.get("wall", np.inf) < 1000:
+            answer = worker.ask(**case, rounds=rounds)
+        row = dict(case, implementation=name, note=answer.get("error", ""))
+        costs.append(row)
+        print(
+            *case.values(),
+            name,
+            row["note"] or f"{answer['wall']:.0f} ms",
+            sep=", ",
+            file=sys.stderr,
+        )
+        if row["note"]:
+            continue
+        features = rename_features(answer["features"], wanted)
+        reference = reference or features
+        apart = compare_features(features, reference)
+        row |= dict(cpu=answer["cpu"], wall=answer["wall"], has=len(features))
+        row["differ"] = sum(value > TOLERANCE for value in apart.values())
+        for feature, value in apart.items():
+            difference = dict(case, implementation=name, feature=feature, difference=value)
+            difference |= dict(value=features[feature], reference=reference[feature])
+            differences.append(difference)
+    return costs, differences
+
+
 def measure_everything(
     workers: dict[str, Worker],  # PyRadiomics first
     cases: list[tuple[str, str]],  # tile, mask
@@ -176,26 +218,11 @@ def measure_everything(
     costs = []
     differences = []
     for tile, mask in cases:
-        for set_name, classes in FEATURE_SETS.items():
-            wanted = [f"{name}_{feature}" for name in classes for feature in FEATURES[name]]
-            where = dict(tile=tile, mask=mask, features=set_name)
-            reference = None
-            for name, worker in workers.items():
-                answer = worker.ask(**where, rounds=1)
-                if "error" not in answer and answer["wall"] < 1000:
-                    answer = worker.ask(**where, rounds=rounds)
-                row = dict(where, implementation=name, note=answer.get("error", ""))
-                if not row["note"]:
-                    found = rename_features(answer["features"], wanted)
-                    reference = reference or found
-                    apart = compare_features(found, reference)
-                    row |= dict(cpu=answer["cpu"], wall=answer["wall"], has=len(found))
-                    row["differ"] = sum(value > TOLERANCE for value in apart.values())
-                    for feature, value in apart.items():
-                        pair = dict(value=found[feature], reference=reference[feature])
-                        differences.append(dict(where, implementation=name, feature=feature, difference=value) | pair)
-                costs.append(row)
-                print(f"{tile}, {mask}, {set_name}: {name} {row.get('cpu', row['note'])}", file=sys.stderr)
+        for set_name in FEATURE_SETS:
+            case = dict(tile=tile, mask=mask, features=set_name)
+            new_costs, new_differences = measure_case(workers, case, rounds)
+            costs += new_costs
+            differences += new_differences
     return pd.DataFrame(costs), pd.DataFrame(differences)
 
 
@@ -222,37 +249,92 @@ def summarize_differences(
     differences: pd.DataFrame,  # of `measure_everything`
 ) -> pd.DataFrame:  # a row for each implementation and feature that differs
     "Return every feature that differs, with the masks and the case where it differs most."
-    some = differences[(differences.difference > TOLERANCE) & (differences.implementation != "PyRadiomics")]
+    is_other = differences.implementation != "PyRadiomics"
+    some = differences[is_other & (differences.difference > TOLERANCE)]
     rows = []
     for (name, feature), group in some.groupby(["implementation", "feature"], sort=False):
         worst = group.loc[group.difference.idxmax()]
         masks = ", ".join(mask for mask in MASKS if mask in set(group["mask"]))
         rows.append((name, feature, masks, worst.difference, worst.value, worst.reference))
-    columns = ["implementation", "feature", "under", "largest relative difference", "its value", "PyRadiomics"]
+    columns = ["implementation", "feature", "under", "difference", "its value", "PyRadiomics"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def markdown_row(
+    cells: Iterable,  # a value, NaN or NA for nothing
+) -> str:
+    "Return one line of a table in Markdown."
+    return "| " + " | ".join("–" if pd.isna(cell) else str(cell) for cell in cells) + " |"
 
 
 def as_markdown(
     table: pd.DataFrame,  # its index is left out
 ) -> str:
-    "Return a table as Markdown."
-    lines = [table.columns, ["---"] * table.shape[1], *table.astype(object).itertuples(index=False)]
-    return "\n".join("| " + " | ".join("–" if pd.isna(cell) else str(cell) for cell in line) + " |" for line in lines)
+    "Return a table in Markdown."
+    rows = table.astype(object).itertuples(index=False)
+    lines = [table.columns, ["---"] * table.shape[1], *rows]
+    return "\n".join(markdown_row(line) for line in lines)
 
 
 def main() -> None:
     "Run the comparison and print its tables."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tiles", nargs="*", help="RGB images; without them, three synthetic tiles")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of what takes less than a second (5)")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one measurement (120)")
-    parser.add_argument("--environments", type=Path, help="folder of the packages' environments; kept")
-    parser.add_argument("--only", nargs="+", choices=PACKAGES, default=list(PACKAGES), help="these others only")
-    parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="these masks only")
-    parser.add_argument("--out", type=Path, help="folder to write costs.csv and differences.csv to")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    option = parser.add_argument
+    option("tiles", nargs="*", help="RGB images; without them, three synthetic tiles")
+    option("--rounds", type=int, default=5, help="rounds of what takes less than a second (5)")
+    option("--limit", type=float, default=120, help="seconds for one measurement (120)")
+    option("--environments", type=Path, help="folder of the packages' environments; kept")
+    option("--only", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="these others only")
+    option("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="these masks only")
+    option("--out", type=Path, help="folder to write costs.csv and differences.csv to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run(options, Path(scratch))
+
+
+def save_arrays(
+    tiles: dict[str, np.ndarray],  # name -> (H, W, 3), uint8
+    masks: list[str],  # of `MASKS`
+    path: Path,  # .npz
+) -> list[tuple[str, str]]:  # tile, mask: those that have features
+    "Write the channel and the masks that all packages measure."
+    arrays = {}
+    cases = []
+    for tile, rgb in tiles.items():
+        values, regions = channels_and_masks(rgb, ("grey",), MASKS)
+        arrays[f"{tile} values"] = values["grey"]
+        for mask in masks:
+            arrays[f"{tile} {mask}"] = regions[mask]
+            if reason := _undefined_reason(regions[mask]):
+                print(f"{tile}, {mask}: left out, {reason}")
+            else:
+                cases.append((tile, mask))
+    np.savez(path, **arrays)
+    return cases
+
+
+def start_workers(
+    names: list[str],  # of `PACKAGES`
+    environments: Path,  # their folder
+    arrays: Path,  # of `save_arrays`
+    limit: float,  # seconds for an answer
+) -> dict[str, Worker]:  # PyRadiomics and osteonb first
+    "Start a process for each package that can be installed and loaded; name the others."
+    workers = {}
+    for name in ("PyRadiomics", "osteonb", *names):
+        python = Path(sys.executable)
+        failure = ""
+        if name in PACKAGES:
+            python, failure = make_environment(name, environments)
+        if not failure:
+            workers[name] = Worker(name, python, arrays, limit)
+            workers[name].start()
+            failure = workers[name].failure
+        if failure:
+            print(f"{name}: {failure}")
+            if worker := workers.pop(name, None):
+                worker.close()
+    return workers
 
 
 def run(
@@ -264,33 +346,10 @@ def run(
         tiles = {Path(path).stem: read_tile(path) for path in options.tiles}
     else:
         tiles = {name: draw_tile(name, label) for name, label in SYNTHETIC_TILES.items()}
-    arrays = {}
-    cases = []
-    for tile, rgb in tiles.items():
-        values, masks = channels_and_masks(rgb, ("grey",), MASKS)
-        arrays[f"{tile} values"] = values["grey"]
-        for mask in options.masks:
-            arrays[f"{tile} {mask}"] = masks[mask]
-            if reason := _undefined_reason(masks[mask]):
-                print(f"{tile}, {mask}: left out, {reason}")
-            else:
-                cases.append((tile, mask))
-    np.savez(scratch / "arrays.npz", **arrays)
-    pythons = {"PyRadiomics": Path(sys.executable), "osteonb": Path(sys.executable)}
-    for name in options.only:
-        pythons[name], reason = make_environment(name, (options.environments or scratch).resolve())
-        if reason:
-            print(f"{name}: {reason}")
-            del pythons[name]
-    workers = {}
-    for name, python in pythons.items():
-        worker = Worker(name, python, scratch / "arrays.npz", options.limit)
-        worker.start()
-        if worker.failure:
-            print(f"{name}: {worker.failure}")
-            worker.close()
-        else:
-            workers[name] = worker
+    arrays = scratch / "arrays.npz"
+    cases = save_arrays(tiles, options.masks, arrays)
+    environments = (options.environments or scratch).resolve()
+    workers = start_workers(options.only, environments, arrays, options.limit)
     try:
         costs, differences = measure_everything(workers, cases, options.rounds)
     finally:
@@ -299,9 +358,9 @@ def run(
     table = summarize_costs(costs).reset_index(names=["mask", "set", "implementation"])
     different = summarize_differences(differences)
     print(f"{len(tiles)} tiles, one thread, bin width 5\n\n{as_markdown(table)}\n")
-    numbers = ["largest relative difference", "its value", "PyRadiomics"]
+    numbers = ["difference", "its value", "PyRadiomics"]
     shown = different.assign(**{name: different[name].map("{:.4g}".format) for name in numbers})
-    print(f"Features that differ from PyRadiomics by more than {TOLERANCE:g}:\n\n{as_markdown(shown)}")
+    print(f"Relative differences from PyRadiomics above {TOLERANCE:g}:\n\n{as_markdown(shown)}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         table.to_csv(options.out / "costs.csv", index=False)

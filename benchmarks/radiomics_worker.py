@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Measure radiomic features with one package, as `compare_radiomics.py` asks for them.
 
-It runs in that package's own environment, so it imports nothing but NumPy and the package. It reads a line `MASK SET TILE ROUNDS` from standard input, and answers with a line of JSON.
+It runs in that package's own environment, so it imports nothing but NumPy and the package. It reads requests from
+standard input, a line of JSON each, and answers with a line of JSON.
 """
 
 import contextlib
@@ -115,7 +116,7 @@ def load_fastrad() -> Callable:
         image = fastrad.MedicalImage(torch.from_numpy(values[None]).double())
         region = fastrad.Mask(torch.from_numpy(mask[None]).double())
         found = fastrad.FeatureExtractor(settings).extract(image, region)
-        return {name.replace(":", "_", 1).replace("10th_", "10_").replace("90th_", "90_"): float(value) for name, value in found.items()}
+        return {re.sub("(10|90)th", r"\1", name.replace(":", "_")): found[name] for name in found}
 
     return measure
 
@@ -201,11 +202,13 @@ def load_mirp() -> Callable:
     places = {}
     for name, pairs in MIRP_NAMES.items():
         words = pairs.split()
-        places |= {short: f"{name}_{long}" for short, long in zip(words[::2], words[1::2], strict=True)}
+        for short, feature in zip(words[::2], words[1::2], strict=True):
+            places[short] = f"{name}_{feature}"
     by_slice = dict(glcm="2d_average", glrlm="2d_average", glszm="2d", ngtdm="2d", ngldm="2d")
     settings = {f"{family}_spatial_method": method for family, method in by_slice.items()}
-    settings |= dict(by_slice=True, ngldm_difference_level=0.0, base_discretisation_method="fixed_bin_size")
-    settings |= dict(base_discretisation_bin_width=float(BIN_WIDTH))
+    settings |= dict(by_slice=True, ngldm_difference_level=0.0)
+    settings["base_discretisation_method"] = "fixed_bin_size"
+    settings["base_discretisation_bin_width"] = float(BIN_WIDTH)
 
     def measure(values, mask, feature_classes):
         families = MIRP_FAMILIES["75 textures" if "glcm" in feature_classes else "29 features"]
@@ -220,8 +223,7 @@ def load_mirp() -> Callable:
         )[0]
         found = {}
         for column, value in table.iloc[0].items():
-            short = re.sub(r"(_d1)?(_a0\.0)?(_2d)?(_avg)?(_fbs_w5\.0)?$", "", column) if column.startswith(("cm_", "rlm_", "szm_", "ngl_", "ngt_", "ih_")) else column
-            short = "cm_joint_avg" if column.startswith("cm_joint_avg") else short
+            short = re.sub("(_d1|_2d|_fbs).*", "", column)  # how it was computed
             if short in places:
                 found[places[short]] = float(value)
         return found
@@ -265,21 +267,24 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # packages may print: their output goes to standard error
     os.dup2(2, 1)
     arrays = np.load(path)
+
+    def reply(**answer: object) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
     try:
         measure = LOADERS[name]()
     except Exception as error:
-        print(json.dumps(dict(error=f"cannot be loaded: {type(error).__name__}: {error}")), file=answers, flush=True)
+        reply(error=f"cannot be loaded: {type(error).__name__}: {error}")
         return
-    print(json.dumps(dict(ready=True)), file=answers, flush=True)
+    reply(ready=True)
     for line in sys.stdin:
         request = json.loads(line)
-        values = arrays[f"{request['tile']} values"]
-        mask = arrays[f"{request['tile']} {request['mask']}"]
+        pixels = [arrays[f"{request['tile']} {part}"] for part in ("values", request["mask"])]
+        arguments = (*pixels, CLASSES[request["features"]])
         try:
-            answer = time_features(measure, (values, mask, CLASSES[request["features"]]), request["rounds"])
+            reply(**time_features(measure, arguments, request["rounds"]))
         except Exception as error:
-            answer = dict(error=f"{type(error).__name__}: {error}")
-        print(json.dumps(answer), file=answers, flush=True)
+            reply(error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def measure_with_pyradiomics(values, mask, feature_classes, is_merged):
     extractor.settings["weightingNorm"] = "no_weighting" if is_merged else None
     arrays = (values.astype(np.int32), mask.astype(np.uint8))
     result = extractor.execute(*[sitk.GetImageFromArray(array[None]) for array in arrays])
-    return {name: {f: float(result[f"original_{name}_{f}"]) for f in FEATURES[name]} for name in feature_classes}
+    return {
+        name: {f: float(result[f"original_{name}_{f}"]) for f in FEATURES[name]}
+        for name in feature_classes
+    }
 
 
 def by_public_function(values, mask, feature_classes, is_merged):
@@ -84,13 +87,19 @@ def test_the_type_of_the_numbers_does_not_matter(dtype):
 
 @pytest.mark.parametrize("turn", [1, 2, 3])
 def test_a_turned_phantom_has_the_same_values(turn):
-    table = _compliance_table(lambda values, mask, *rest: measure_exactly(np.rot90(values, turn), np.rot90(mask, turn), *rest))
+    table = _compliance_table(
+        lambda values, mask, *rest: measure_exactly(
+            np.rot90(values, turn), np.rot90(mask, turn), *rest
+        )
+    )
     assert not disagreements(table)
 
 
 def test_a_wrong_value_is_seen():
     "The check can fail: without the mask, nearly no value agrees."
-    table = _compliance_table(lambda values, mask, *rest: measure_exactly(values, np.ones_like(mask), *rest))
+    table = _compliance_table(
+        lambda values, mask, *rest: measure_exactly(values, np.ones_like(mask), *rest)
+    )
     assert table.agrees.mean() < 0.5
 
 
@@ -101,7 +110,9 @@ def test_the_phantom_is_as_published():
         level = int(row["level"]) if row["mask"] == "1" else -int(row["level"])
         voxels[int(row["z"]), int(row["y"]), int(row["x"])] = level
     assert (voxels == _PHANTOM).all()
-    assert [(values.dtype, mask.dtype) for values, mask in _phantom_slices()] == [(np.uint8, bool)] * 4
+    assert [(values.dtype, mask.dtype) for values, mask in _phantom_slices()] == [
+        (np.uint8, bool)
+    ] * 4
 
 
 @needs_ibsi

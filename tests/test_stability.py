@@ -6,21 +6,37 @@ import pytest
 
 from osteonb.radiomics.stability import _intraclass_correlation, _mean_squares
 
-SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
+SHROUT_FLEISS = np.array(
+    [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+)
 
 
 def tables():
     "Return tables of ratings: the published one, and random ones with little and much agreement."
     rng = np.random.default_rng(0)
     found = [SHROUT_FLEISS]
-    for n, k, noise in ((2, 2, 0.1), (3, 4, 1), (12, 2, 0.01), (40, 3, 10), (120, 2, 1), (7, 5, 0.3)):
-        found.append(1000 + rng.normal(size=(n, 1)) + noise * rng.normal(size=(n, k)) + 3 * rng.normal(size=(1, k)))
+    for n, k, noise in (
+        (2, 2, 0.1),
+        (3, 4, 1),
+        (12, 2, 0.01),
+        (40, 3, 10),
+        (120, 2, 1),
+        (7, 5, 0.3),
+    ):
+        found.append(
+            1000
+            + rng.normal(size=(n, 1))
+            + noise * rng.normal(size=(n, k))
+            + 3 * rng.normal(size=(1, k))
+        )
     return found
 
 
 def as_long(values):
     "Return a table with a row for each rating."
-    return pd.DataFrame(values).stack().rename_axis(["tile", "version"]).rename("value").reset_index()
+    return (
+        pd.DataFrame(values).stack().rename_axis(["tile", "version"]).rename("value").reset_index()
+    )
 
 
 def test_the_published_example():
