@@ -13,33 +13,19 @@ import numpy as np
 
 from ..core.errors import InputError
 from .binning import _EPSILON, _FlatImage, _neighbor_offsets
-from .kernels import _compile, _pair_loop
+from .kernels import _count_pairs
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #1ede5ff5
-def _count_pairs(
-    pixels: np.ndarray,  # (P,), of a `_FlatImage`
-    step: int,  # to the neighbor
-    n: int,  # one more than the largest number of a level
-) -> np.ndarray:  # (n, n), integers
-    "Count which number has which as its neighbor; row and column 0 are pixels outside the mask."
-    loop = _compile(_pair_loop)
-    if loop is not None:
-        return loop(pixels, step, n)
-    key = pixels[:-step].astype(np.int64) * n + pixels[step:]
-    return np.bincount(key, minlength=n * n).reshape(n, n)
-
-
 def _count_cooccurrences(
     image: _FlatImage,
     offsets: list[tuple[int, int]],  # of `_neighbor_offsets`; A of them
     symmetric: bool = True,  # PyRadiomics' symmetricalGLCM: count pairs both ways
 ) -> np.ndarray:  # (G, G, A), integers, of levels that occur
     "Count which level has which as its neighbor, in each direction."
-    n = int(image.numbers[-1]) + 1
     occurring = np.ix_(image.numbers, image.numbers)
     directions = []
     for step in image.steps(offsets):
-        counts = _count_pairs(image.pixels, step, n)[occurring]
+        counts = _count_pairs(image, step)[occurring]
         directions.append(counts + counts.T if symmetric else counts)
     return np.stack(directions, axis=-1)
 
@@ -342,7 +328,7 @@ def _mean_over_directions(
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
-# %% ../../nbs/radiomics/06_glcm.ipynb #99ec56ee
+# %% ../../nbs/radiomics/06_glcm.ipynb #d1071e0d
 _MAX_LEVELS = 4096
 _MAX_LEVELS_TOGETHER = 256  # of which all directions are computed at once
 
@@ -379,6 +365,6 @@ def _compute_glcm(
                 for name, feature in _GLCM.items():
                     values[name].append(feature(g))
     means = {name: _mean_over_directions(np.concatenate(v)) for name, v in values.items()}
-    if n_levels == 1 and not is_weighted:
-        means["MCC"] = 1.0  # with one level, even without a pair
+    if n_levels == 1:  # what PyRadiomics has even without a pair
+        means |= {"InverseVariance": 0.0} if is_weighted else {"MCC": 1.0}
     return means

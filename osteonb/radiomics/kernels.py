@@ -10,6 +10,9 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+from skimage.measure import label
+
+from .binning import _FlatImage
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #dcbe2a57
 @functools.cache
@@ -40,7 +43,44 @@ def _pair_loop(
         counts[pixels[x], pixels[x + step]] += 1
     return counts
 
+
+def _numpy_pairs(
+    pixels: np.ndarray,  # (P,), as of `_pair_loop`
+    step: int,  # to the neighbor
+    n: int,  # one more than the largest number
+) -> np.ndarray:  # (n, n), int64
+    "Count which number has which as its neighbor."
+    key = pixels[:-step].astype(np.int64) * n + pixels[step:]
+    return np.bincount(key, minlength=n * n).reshape(n, n)
+
+
+def _count_pairs(
+    image: _FlatImage,
+    step: int,  # to the neighbor
+) -> np.ndarray:  # (n, n), int64; row and column 0 are pixels outside the mask
+    "Count which level has which as its neighbor, by the numbers of levels."
+    count = _compile(_pair_loop) or _numpy_pairs
+    return count(image.pixels, step, len(image.level_of))
+
 # %% ../../nbs/radiomics/13_kernels.ipynb #ce1cb8e9
+_MAX_COUNTED_SIZE = 1024  # sizes below are counted, the few others listed
+_MAX_TABLE = 1 << 25  # entries of an array in which a loop counts
+
+
+def _count_by_size(
+    level: np.ndarray,  # (T,), number of the level of each thing; 0 is outside the mask
+    size: np.ndarray,  # (T,), integers above 0, its size
+    n: int,  # one more than the largest number
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, 1024); and level and size of larger things
+    "Count the things of each level and size."
+    # size before level: NumPy counts slowly where levels are a power of two apart
+    key = np.minimum(size, _MAX_COUNTED_SIZE).astype(np.int64) * n + level
+    counts = np.bincount(key, minlength=(_MAX_COUNTED_SIZE + 1) * n)
+    counts = counts[: _MAX_COUNTED_SIZE * n].reshape(-1, n).T
+    large = np.flatnonzero((size >= _MAX_COUNTED_SIZE) & (level > 0))
+    return counts, level[large], size[large]
+
+# %% ../../nbs/radiomics/13_kernels.ipynb #c4b239d9
 def _run_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     stride: int,  # to the pixel below
@@ -63,7 +103,37 @@ def _run_loop(
             reached[here[x], min(place_here[x], n_sizes - 1)] += 1
     return reached
 
-# %% ../../nbs/radiomics/13_kernels.ipynb #c4b239d9
+
+def _numpy_runs(
+    pixels: np.ndarray,  # (P,), as of `_run_loop`
+    step: int,  # to the next pixel of a run
+) -> tuple[np.ndarray, np.ndarray]:  # (R,) twice: number, 0 for a run outside the mask; length
+    "Return all runs in one direction."
+    n_rows = -(-len(pixels) // step) + 2  # of `step` pixels, and zeros at both ends
+    padded = np.zeros(step * n_rows, pixels.dtype)
+    padded[step : step + len(pixels)] = pixels
+    along = padded.reshape(-1, step).T.ravel()
+    ends = np.flatnonzero(along[1:] != along[:-1])
+    return along[ends[1:]], np.diff(ends)
+
+
+def _count_run_lengths(
+    image: _FlatImage,
+    step: int,  # to the next pixel of a run
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as of `_count_by_size`
+    "Count runs of equal levels in one direction."
+    n = len(image.level_of)
+    n_sizes = max(image.height, image.width) + 2  # no run is longer than a side
+    loop = _compile(_run_loop)
+    if loop is None or n * n_sizes > _MAX_TABLE:
+        return _count_by_size(*_numpy_runs(image.pixels, step), n)
+    reached = loop(image.pixels, image.stride, image.margin, step, n, n_sizes)
+    counts = reached.copy()
+    counts[:, 1:-1] -= reached[:, 2:]
+    nothing = np.array([], int)
+    return counts, nothing, nothing
+
+# %% ../../nbs/radiomics/13_kernels.ipynb #5e731fbd
 def _zone_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     stride: int,  # to the pixel below
@@ -119,7 +189,31 @@ def _zone_size_loop(
             n_large += 1
     return counts, pixels[large[:n_large]], size[large[:n_large]]
 
-# %% ../../nbs/radiomics/13_kernels.ipynb #5e731fbd
+
+def _numpy_zones(
+    image: _FlatImage,
+) -> tuple[np.ndarray, np.ndarray]:  # (Z,) twice: number, 0 outside the mask; pixels
+    "Return all zones."
+    lines = image.pixels.reshape(-1, image.stride)
+    zones = label(lines, background=0, connectivity=2).ravel()
+    size = np.bincount(zones)
+    level = np.zeros(len(size), image.pixels.dtype)
+    level[zones] = image.pixels  # the same for every pixel of a zone
+    return level, size
+
+
+def _count_zone_sizes(
+    image: _FlatImage,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as of `_count_by_size`
+    "Count connected zones of equal levels, diagonals included."
+    n = len(image.level_of)
+    join = _compile(_zone_loop)
+    if join is None or n * _MAX_COUNTED_SIZE > _MAX_TABLE or len(image.pixels) >= 2**31:
+        return _count_by_size(*_numpy_zones(image), n)
+    origin, size = join(image.pixels, image.stride)
+    return _compile(_zone_size_loop)(image.pixels, origin, size, n, _MAX_COUNTED_SIZE)
+
+# %% ../../nbs/radiomics/13_kernels.ipynb #4c03a374
 def _dependence_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     levels: np.ndarray,  # (P,), the gray level of each pixel
@@ -142,13 +236,48 @@ def _dependence_loop(
                     size[x] += here[x] == other[x]
             else:
                 for x in range(stride):
-                    size[x] += (abs(here[x] - other[x]) <= alpha) & (other[x] > 0)
+                    difference = np.int32(here[x]) - np.int32(other[x])  # unsigned would wrap
+                    size[x] += (abs(difference) <= alpha) & (other[x] > 0)
         numbers = pixels[start : start + stride]
         for x in range(stride):
             counts[numbers[x], size[x]] += 1
     return counts
 
 
+def _numpy_dependences(
+    image: _FlatImage,
+    steps: list[int],  # to neighbors, one of each two opposite ones
+    alpha: int,  # the largest difference of levels that counts as equal
+) -> np.ndarray:  # (P,), without meaning outside the mask
+    "Return one more than the number of neighbors of each pixel that share its level."
+    level = image.pixel_levels.astype(np.int32)
+    size = np.ones(len(level), np.int32)
+    for step in steps:
+        is_equal = abs(level[step:] - level[:-step]) <= alpha
+        is_equal &= level[step:] > 0
+        is_equal &= level[:-step] > 0
+        size[:-step] += is_equal
+        size[step:] += is_equal
+    return size
+
+
+def _count_dependence_sizes(
+    image: _FlatImage,
+    steps: list[int],  # to neighbors, one of each two opposite ones
+    alpha: float = 0,  # the largest difference of levels that counts as equal
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as of `_count_by_size`
+    "Count pixels by one more than the number of neighbors that share their level."
+    n = len(image.level_of)
+    loop = _compile(_dependence_loop)
+    if loop is None:
+        return _count_by_size(image.pixels, _numpy_dependences(image, steps, int(alpha)), n)
+    levels = image.pixel_levels if alpha >= 1 else image.pixels  # equal numbers are equal levels
+    both_ways = np.array(steps + [-step for step in steps])
+    counts = loop(image.pixels, levels, both_ways, image.stride, image.margin, n, int(alpha))
+    nothing = np.array([], int)
+    return counts, nothing, nothing
+
+# %% ../../nbs/radiomics/13_kernels.ipynb #c9862051
 def _neighbor_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     levels: np.ndarray,  # (P,), the gray level of each pixel
@@ -176,3 +305,36 @@ def _neighbor_loop(
             counts[numbers[x], m[x]] += 1
             sums[numbers[x], m[x]] += abs(np.int64(here[x]) * m[x] - total[x])
     return counts, sums
+
+
+def _numpy_neighbors(
+    image: _FlatImage,
+    steps: list[int],  # to neighbors, one of each two opposite ones; A of them
+) -> tuple[np.ndarray, np.ndarray]:  # (n, 2A + 1) twice
+    "Count pixels by number and number m of neighbors under the mask, and sum |i m − t|."
+    level = image.pixel_levels.astype(np.int64)
+    inside = (image.pixels > 0).astype(np.int64)
+    total, m = np.zeros((2, len(level)), np.int64)
+    for step in steps:
+        total[:-step] += level[step:]
+        total[step:] += level[:-step]
+        m[:-step] += inside[step:]
+        m[step:] += inside[:-step]
+    shape = (len(image.level_of), 2 * len(steps) + 1)
+    key = image.pixels.astype(np.int64) * shape[1] + m
+    counts = np.bincount(key, minlength=shape[0] * shape[1])
+    sums = np.bincount(key, weights=abs(level * m - total), minlength=len(counts))
+    return counts.reshape(shape), sums.reshape(shape)
+
+
+def _count_differences(
+    image: _FlatImage,
+    steps: list[int],  # to neighbors, one of each two opposite ones; A of them
+) -> tuple[np.ndarray, np.ndarray]:  # (n, 2A + 1) twice: pixels, and sum of |i m − t|
+    "Compare each pixel with its neighbors, by the number of its level and that of its neighbors."
+    loop = _compile(_neighbor_loop)
+    if loop is None:
+        return _numpy_neighbors(image, steps)
+    both_ways = np.array(steps + [-step for step in steps])
+    n = len(image.level_of)
+    return loop(image.pixels, image.pixel_levels, both_ways, image.stride, image.margin, n)

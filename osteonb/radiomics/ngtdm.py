@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .binning import _FlatImage, _neighbor_offsets
-from .kernels import _compile, _neighbor_loop
+from .kernels import _count_differences
 
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #900fc239
 @dataclass(frozen=True)
@@ -33,42 +33,6 @@ class _NeighborDifferences:
         return self.i[:, None] - self.i
 
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #56049680
-def _sum_neighbors(
-    image: _FlatImage,
-    steps: list[int],  # to neighbors, one of each two opposite ones
-) -> tuple[np.ndarray, np.ndarray]:  # int64 and int32, of the size of `image.pixels`
-    "Return the sum of each pixel's neighbors under the mask, and their number."
-    level = image.pixel_levels.astype(np.int64)
-    inside = (image.pixels > 0).astype(np.int32)
-    total = np.zeros_like(level)
-    number = np.zeros_like(inside)
-    for step in steps:
-        total[:-step] += level[step:]
-        total[step:] += level[:-step]
-        number[:-step] += inside[step:]
-        number[step:] += inside[:-step]
-    return total, number
-
-
-def _count_differences(
-    image: _FlatImage,
-    steps: list[int],  # to neighbors, one of each two opposite ones; A of them
-) -> tuple[np.ndarray, np.ndarray]:  # (n, 2A + 1) twice, integers
-    "Return for each number of a level and of neighbors the pixels, and the sum of |i m − t|."
-    n = int(image.numbers[-1]) + 1
-    loop = _compile(_neighbor_loop)
-    if loop is not None:
-        both_ways = np.array(steps + [-step for step in steps])
-        return loop(image.pixels, image.pixel_levels, both_ways, image.stride, image.margin, n)
-    total, m = _sum_neighbors(image, steps)
-    n_counts = 2 * len(steps) + 1
-    key = image.pixels.astype(np.int64) * n_counts + m
-    difference = abs(image.pixel_levels.astype(np.int64) * m - total)
-    counts = np.bincount(key, minlength=n_counts * n)
-    sums = np.bincount(key, weights=difference, minlength=n_counts * n)
-    return counts.reshape(n, -1), sums.reshape(n, -1)
-
-
 def _neighbor_differences(
     image: _FlatImage,
     offsets: list[tuple[int, int]],  # of `_neighbor_offsets`

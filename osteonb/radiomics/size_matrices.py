@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from skimage.measure import label
 
 from .binning import _EPSILON, _FlatImage, _neighbor_offsets
 from .glcm import _mean_over_directions, _neighbor_distances
 from osteonb.radiomics.kernels import (
-    _compile,
-    _dependence_loop,
-    _run_loop,
-    _zone_loop,
-    _zone_size_loop,
+    _count_dependence_sizes,
+    _count_run_lengths,
+    _count_zone_sizes,
 )
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #70a800cf
@@ -56,24 +53,6 @@ class _SizeMatrix:
         return (self.n * f).sum() / self.total
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #d0926167
-_MAX_COUNTED_SIZE = 1024  # sizes below are counted, the few others sorted
-_MAX_TABLE = 1 << 25  # entries of a table in which a kernel counts
-
-
-def _count_by_size(
-    level: np.ndarray,  # (T,), number of the level of each thing; 0 is outside the mask
-    size: np.ndarray,  # (T,), integers above 0, its size
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, 1024); and level and size of larger things
-    "Count the things of each level and size below 1024, and list the others."
-    n_levels = int(level.max()) + 1
-    # size before level: NumPy counts slowly where levels are a power of two apart
-    key = np.minimum(size, _MAX_COUNTED_SIZE).astype(np.int64) * n_levels + level
-    counts = np.bincount(key, minlength=(_MAX_COUNTED_SIZE + 1) * n_levels)
-    counts = counts[: _MAX_COUNTED_SIZE * n_levels].reshape(-1, n_levels).T
-    large = np.flatnonzero((size >= _MAX_COUNTED_SIZE) & (level > 0))
-    return counts, level[large], size[large]
-
-
 def _make_size_matrix(
     counts: np.ndarray,  # (n, S), things of each number of a level and of each size
     large_level: np.ndarray,  # (L,), number of the level of each other thing
@@ -106,97 +85,30 @@ def _directions_with_runs(
     return [o for o, line in zip(offsets, lines) if len(np.unique(line)) < len(line)]
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #0b3493d6
-def _list_runs(
-    image: _FlatImage,
-    step: int,  # from each pixel to the next one of a run
-) -> tuple[np.ndarray, np.ndarray]:  # number of the level of each run, 0 outside the mask; length
-    "Return all runs in one direction."
-    n_rows = -(-len(image.pixels) // step) + 2  # of `step` pixels, and zeros at both ends
-    padded = np.zeros(step * n_rows, image.pixels.dtype)
-    padded[step : step + len(image.pixels)] = image.pixels
-    along = padded.reshape(-1, step).T.ravel()
-    ends = np.flatnonzero(along[1:] != along[:-1])
-    return along[ends[1:]], np.diff(ends)
-
-
 def _count_runs(
     image: _FlatImage,
     offset: tuple[int, int],  # a direction, of `_directions_with_runs`
 ) -> _SizeMatrix:
     "Count runs of equal levels in one direction by level and length."
     [step] = image.steps([offset])
-    n = int(image.numbers[-1]) + 1
-    n_sizes = max(image.height, image.width) + 2  # no run is longer than a side
-    loop = _compile(_run_loop)
-    if loop is None or n * n_sizes > _MAX_TABLE:
-        return _make_size_matrix(*_count_by_size(*_list_runs(image, step)), image)
-    reached = loop(image.pixels, image.stride, image.margin, step, n, n_sizes)
-    counts = np.zeros_like(reached)
-    counts[:, :-1] = reached[:, :-1] - reached[:, 1:]
-    nothing = np.array([], int)
-    return _make_size_matrix(counts, nothing, nothing, image)
+    return _make_size_matrix(*_count_run_lengths(image, step), image)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #3637e0b7
-def _list_zones(
-    image: _FlatImage,
-) -> tuple[np.ndarray, np.ndarray]:  # number of the level of each zone, 0 outside the mask; pixels
-    "Return all zones."
-    lines = image.pixels.reshape(-1, image.stride)
-    zones = label(lines, background=0, connectivity=2).ravel()
-    size = np.bincount(zones)
-    level = np.zeros(len(size), image.pixels.dtype)
-    level[zones] = image.pixels  # the same for every pixel of a zone
-    return level, size
-
-
 def _count_zones(
     image: _FlatImage,
 ) -> _SizeMatrix:
     "Count connected zones of one level, diagonals included, by level and number of pixels."
-    n = int(image.numbers[-1]) + 1
-    loop = _compile(_zone_loop)
-    if loop is None or n * _MAX_COUNTED_SIZE > _MAX_TABLE or len(image.pixels) >= 2**31:
-        return _make_size_matrix(*_count_by_size(*_list_zones(image)), image)
-    origin, size = loop(image.pixels, image.stride)
-    count = _compile(_zone_size_loop)
-    return _make_size_matrix(*count(image.pixels, origin, size, n, _MAX_COUNTED_SIZE), image)
+    return _make_size_matrix(*_count_zone_sizes(image), image)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #ce8698cf
-def _list_dependences(
-    image: _FlatImage,
-    steps: list[int],  # to neighbors, one of each two opposite ones
-    alpha: int,  # the largest difference of levels that counts as equal
-) -> np.ndarray:  # of the size of `image.pixels`, without meaning outside the mask
-    "Return one more than the number of neighbors of each pixel that share its level."
-    level = image.pixel_levels.astype(np.int32)
-    size = np.ones(len(level), np.int32)
-    for step in steps:
-        is_equal = abs(level[step:] - level[:-step]) <= alpha
-        is_equal &= level[step:] > 0
-        is_equal &= level[:-step] > 0
-        size[:-step] += is_equal
-        size[step:] += is_equal
-    return size
-
-
 def _count_dependences(
     image: _FlatImage,
     offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
     alpha: float = 0,  # PyRadiomics' gldm_a, in gray levels
 ) -> _SizeMatrix:
     "Count pixels by their level and one more than the number of neighbors that share it."
-    steps = image.steps(offsets)
-    loop = _compile(_dependence_loop)
-    if loop is None:
-        size = _list_dependences(image, steps, int(alpha))
-        return _make_size_matrix(*_count_by_size(image.pixels, size), image)
-    n = int(image.numbers[-1]) + 1
-    both_ways = np.array(steps + [-step for step in steps])
-    levels = image.pixel_levels if alpha >= 1 else image.pixels  # equal numbers are equal levels
-    shape = (image.stride, image.margin)
-    counts = loop(image.pixels, levels, both_ways, *shape, n, int(alpha))
-    nothing = np.array([], int)
-    return _make_size_matrix(counts, nothing, nothing, image)
+    counts = _count_dependence_sizes(image, image.steps(offsets), alpha)
+    return _make_size_matrix(*counts, image)
 
 # %% ../../nbs/radiomics/07_size_matrices.ipynb #405884d2
 def _small_emphasis(m: _SizeMatrix) -> float:
@@ -441,6 +353,8 @@ def _compute_glrlm(
     features = {}
     for name, feature in _GLRLM.items():
         features[name] = _mean_over_directions(np.array([feature(m) for m in matrices]))
+    if not matrices and weighting_norm is not None:  # PyRadiomics' sums over no run
+        features |= {"RunVariance": 0.0, "RunEntropy": 0.0}
     return features
 
 
