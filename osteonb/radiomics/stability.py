@@ -213,15 +213,12 @@ def feature_stability(
     feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0
     max_tiles: int | None = 100,  # evenly spaced over the table; None for all
-    n_jobs: int
-    | None = None,  # processes; None: one for little work, else as joblib's active backend
+    n_jobs: int | None = None,  # processes; None as in `extract`
 ) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each of both
     "Return which features keep their value under changes that mean nothing, eq. (1)."
     check_feature_settings(channels, masks, feature_classes, bin_width)
     if len(tiles) < 2 or (max_tiles is not None and max_tiles < 2):
-        raise InputError(
-            "stability: wanted two tiles or more, since it compares differences between tiles"
-        )
+        raise InputError("stability: compares tiles, so it needs two or more")
     n = len(tiles) if max_tiles is None else min(max_tiles, len(tiles))
     chosen = tiles.iloc[np.linspace(0, len(tiles) - 1, n).round().astype(int)]
     settings = (channels, masks, feature_classes, bin_width)
