@@ -260,6 +260,16 @@ def time_features(
     return dict(cpu=float(np.median(cpu)), wall=float(np.median(wall)), features=found)
 
 
+def warm_up(
+    measure: Callable,  # of values, mask and classes
+) -> None:
+    "Measure a small image, so that what is imported or compiled at the first call is not timed."
+    values = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    for feature_classes in CLASSES.values():
+        with contextlib.suppress(Exception):  # reported where a tile is measured
+            time_features(measure, (values, values > 20, feature_classes), 1)
+
+
 def main() -> None:
     "Answer requests until standard input ends."
     name, path = sys.argv[1:]
@@ -273,6 +283,7 @@ def main() -> None:
 
     try:
         measure = LOADERS[name]()
+        warm_up(measure)
     except Exception as error:
         reply(error=f"cannot be loaded: {type(error).__name__}: {error}")
         return
