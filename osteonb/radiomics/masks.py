@@ -6,6 +6,8 @@
 __all__ = ['MASKS', 'tissue_mask', 'channels_and_masks']
 
 # %% ../../nbs/radiomics/02_masks.ipynb #c7c4ba88
+import functools
+
 import numpy as np
 
 from ..core.errors import unknown_name_error
@@ -30,6 +32,7 @@ from osteonb.radiomics.stain import (
     _hematoxylin,
     to_grey,
 )
+from .stain_fit import StainMatrix
 from .thresholds import _binomial_smooth, _bounded_otsu
 
 # %% ../../nbs/radiomics/02_masks.ipynb #7951e246
@@ -121,14 +124,18 @@ def channels_and_masks(
     channels: tuple = ("grey",),  # of `CHANNELS`
     masks: tuple = ("tile",),  # of `MASKS`
     mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it, `InputError` if not known
+    stains: StainMatrix | None = None,  # of the tile's scan or patient; None: one for all slides
 ) -> tuple[dict, dict]:  # channel -> (H, W), uint8; mask -> (H, W), bool
     "Return several channels and masks of one tile, by name."
-    values = {name: _compute_channel(rgb, name) for name in channels}
+    compute = functools.partial(_compute_channel, rgb)
+    if stains is not None:
+        compute = functools.partial(stains.compute_channel, rgb)
+    values = {name: compute(name) for name in channels}
     regions = {}
     for name in masks:
         if name == "tile" and "grey" in values:
             regions[name] = values["grey"] > 0
-        elif name == "nuclei" and "hematoxylin" in values:
+        elif name == "nuclei" and "hematoxylin" in values and stains is None:
             regions[name] = _nuclei_from_hematoxylin(values["hematoxylin"], mpp)
         else:
             regions[name] = _compute_mask(rgb, name, mpp)
