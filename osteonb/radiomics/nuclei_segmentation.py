@@ -224,16 +224,16 @@ def _find_interior(
 def _darker_than_clump(
     smoothed: np.ndarray,  # (H, W), uint8, hematoxylin
     clumps: np.ndarray,  # (H, W), bool
+    interior: np.ndarray,  # (H, W), bool, of clumps
 ) -> np.ndarray:  # (H, W), bool
     "Return the pixels of clumps that are darker than the clump around them."
-    if not clumps.any():
-        return clumps
     mean, _ = _window_means(smoothed, clumps, _CLUMP_RADIUS)
-    inner_mean, n = _window_means(smoothed, _find_interior(clumps), _CLUMP_RADIUS)
+    inner_mean, n = _window_means(smoothed, interior, _CLUMP_RADIUS)
     mean = np.where(n >= _MIN_INTERIOR_PX, inner_mean, mean)
     level = np.minimum(mean + _CLUMP_MARGIN, 255).astype(np.uint8)
-    level = level.repeat(_BLOCK_PX, 0).repeat(_BLOCK_PX, 1)[: len(clumps), : clumps.shape[1]]
-    return _shape_nuclei(clumps & (smoothed > level))
+    level = level.repeat(_BLOCK_PX, 1).repeat(_BLOCK_PX, 0)[: len(clumps), : clumps.shape[1]]
+    darker = _open_octagon(clumps & (smoothed > level))  # matrix is full of specks
+    return _fill_holes(darker, _MAX_HOLE_UM2)
 
 # %% ../../nbs/radiomics/15_nuclei_segmentation.ipynb #013dfdfb
 _RING_UM = 8  # the ring around a nucleus is a window that reaches so far beyond its block
@@ -269,31 +269,26 @@ _MIN_RING_PX = 5  # read around a nucleus in a clump; with fewer all around it c
 
 
 def _is_nucleus(
-    smoothed: np.ndarray,  # (H, W), uint8, hematoxylin
-    nuclei: np.ndarray,  # (H, W), bool
-    components: _Components,  # of `nuclei`
+    components: _Components,
+    ring_contrast: np.ndarray,  # (K,), levels
 ) -> np.ndarray:  # (K,), bool
     "Return which components have the size of a nucleus and are darker than what surrounds them."
     low, high = _NUCLEUS_AREA_UM2
-    contrast, _ = _mean_contrast(smoothed, components, ~nuclei)
-    return (components.area >= low) & (components.area <= high) & (contrast >= _MIN_CONTRAST)
+    has_size = (components.area >= low) & (components.area <= high)
+    return has_size & (ring_contrast >= _MIN_CONTRAST)
 
 
 def _is_clump_nucleus(
     smoothed: np.ndarray,  # (H, W), uint8, hematoxylin
-    nuclei: np.ndarray,  # (H, W), bool
-    components: _Components,  # of `nuclei`
+    components: _Components,
+    ring_contrast: np.ndarray,  # (K,), levels
     clumps: np.ndarray,  # (H, W), bool
+    rest: np.ndarray,  # (H, W), bool, the interior of clumps without nuclei
 ) -> np.ndarray:  # (K,), bool; true outside clumps
     "Return which components of clumps are solid and stand out from the clump."
     outside = np.ones(len(components.area), bool)
-    in_clump = clumps[components.row, components.column]
-    if not in_clump.any():
-        return outside
-    outside[components.component[in_clump]] = False
-    rest = _find_interior(clumps) & ~nuclei
+    outside[components.component[clumps[components.row, components.column]]] = False
     contrast, n = _mean_contrast(smoothed, components, rest, _RING_UM // _BLOCK_PX + 1)
-    ring_contrast, _ = _mean_contrast(smoothed, components, ~nuclei)
     contrast = np.where(n >= _MIN_RING_PX, contrast, ring_contrast)
     is_solid = _solidity(components) >= _MIN_CLUMP_SOLIDITY
     return outside | (is_solid & (contrast >= _MIN_CLUMP_CONTRAST))
@@ -306,12 +301,20 @@ def _segment_nuclei(
     smoothed = _binomial_smooth(_check_channel(hematoxylin))
     dark = _shape_nuclei(smoothed > _nuclei_threshold(smoothed))
     components = _label_components(dark)
-    too_large = components.area > _MAX_CLUMP_UM2
-    clumps = _set_components(np.zeros_like(dark), components, too_large, True)
-    nuclei = _cut_nuclei((dark & ~clumps) | _darker_than_clump(smoothed, clumps))
+    is_small = components.area <= _MAX_CLUMP_UM2
+    nuclei = _set_components(np.zeros_like(dark), components, is_small, True)
+    has_clumps = not is_small.all()
+    if has_clumps:
+        clumps = dark & ~nuclei
+        interior = _find_interior(clumps)
+        nuclei |= _darker_than_clump(smoothed, clumps, interior)
+    nuclei = _cut_nuclei(nuclei)
     components = _label_components(nuclei)
-    kept = _is_nucleus(smoothed, nuclei, components)
-    kept &= _is_clump_nucleus(smoothed, nuclei, components, clumps)
+    contrast, _ = _mean_contrast(smoothed, components, ~nuclei)
+    kept = _is_nucleus(components, contrast)
+    if has_clumps:
+        rest = interior & ~nuclei
+        kept &= _is_clump_nucleus(smoothed, components, contrast, clumps, rest)
     return _set_components(nuclei, components, ~kept, False)
 
 # %% ../../nbs/radiomics/15_nuclei_segmentation.ipynb #259760fb

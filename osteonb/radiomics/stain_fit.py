@@ -74,7 +74,7 @@ class StainMatrix:
         return f"{_CHANNEL_DEFINITIONS[name]}, two stains {numbers}"
 
 # %% ../../nbs/radiomics/16_stain_fit.ipynb #cde092b7
-_MIN_DENSITY = 0.15 / np.log(10)  # of each color; Macenko's 0.15 is a natural logarithm
+_MIN_DENSITY = 0.15 / np.log(10)  # of the densest color; 0.15 is of natural logarithms
 _EXTREME_PERCENT = 1  # of the angles, on each side
 
 
@@ -106,7 +106,7 @@ def _sample_densities(
     "Return optical densities of some of a tile's pixels."
     pixels = _check_rgb(rgb).reshape(-1, 3)
     densities = _OPTICAL_DENSITY[pixels[rng.integers(0, len(pixels), _FIT_PX_PER_TILE)]]
-    return densities[(densities > _MIN_DENSITY).all(axis=1)]
+    return densities[(densities > _MIN_DENSITY).any(axis=1)]
 
 
 def fit_stain_matrix(
