@@ -9,7 +9,13 @@ __all__ = []
 from ..core.errors import unknown_name_error
 
 # %% ../../nbs/explain/03_feature_words.ipynb #5f7c5f79
-_CHANNEL_WORDS = dict(grey="brightness", hematoxylin="hematoxylin", eosin="eosin")
+_CHANNEL_WORDS = {
+    "grey": "brightness",
+    "hematoxylin": "hematoxylin",
+    "eosin": "eosin",
+    "hematoxylin-uncut": "hematoxylin, not cut at zero",
+    "eosin-uncut": "eosin, not cut at zero",
+}
 _MASK_WORDS = dict(tile="the whole tile", tissue="the tissue", nuclei="the nuclei")
 _FIRSTORDER = {
     "Energy": "sum of squared {s} in {w}",
@@ -56,6 +62,7 @@ _OBJECTS = {
     "EccentricityStd": "pleomorphism: nuclei unlike in shape",
     "HematoxylinMean": "hyperchromasia: darkness of nuclei",
     "HematoxylinStd": "nuclei unlike in darkness",
+    "Quality": "share of nuclei that look like nuclei",
 }
 
 # %% ../../nbs/explain/03_feature_words.ipynb #d2fdf6c9

@@ -5,13 +5,25 @@
 # %% auto #0
 __all__ = ['MASKS', 'tissue_mask', 'channels_and_masks']
 
-# %% ../../nbs/radiomics/02_masks.ipynb #421a0c23
+# %% ../../nbs/radiomics/02_masks.ipynb #c7c4ba88
+import functools
+
 import numpy as np
-from PIL import Image
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from ..core.errors import unknown_name_error
+from .components import _drop_specks, _fill_holes
+from osteonb.radiomics.nuclei_segmentation import (
+    _MAX_CLUMP_UM2,
+    _MAX_HOLE_UM2,
+    _MIN_CLUMP_CONTRAST,
+    _MIN_CLUMP_SOLIDITY,
+    _MIN_CONTRAST,
+    _NECK,
+    _NUCLEI_THRESHOLD_RANGE,
+    _NUCLEUS_AREA_UM2,
+    _RELEASE_MPP,
+    _nuclei_from_hematoxylin,
+)
 from osteonb.radiomics.stain import (
     _CHANNEL_DEFINITIONS,
     _check_channel,
@@ -20,43 +32,27 @@ from osteonb.radiomics.stain import (
     _hematoxylin,
     to_grey,
 )
+from .stain_fit import StainMatrix
+from .thresholds import _binomial_smooth, _bounded_otsu
 
-# %% ../../nbs/radiomics/02_masks.ipynb #18f25488
+# %% ../../nbs/radiomics/02_masks.ipynb #7951e246
+_STRIP_ROWS = 64  # rows read at a time: few enough to stay in the processor's cache
+
+
 def _absorption(
     rgb: np.ndarray,  # (H, W, 3), uint8
 ) -> np.ndarray:  # (H, W), uint8: 0 for white, 255 where a color is absorbed completely
     "Return the absorption of the color that is absorbed most, eq. (1)."
-    red, green, blue = np.moveaxis(_check_rgb(rgb), 2, 0)
-    return 255 - np.minimum(np.minimum(red, green), blue)
+    height, width = _check_rgb(rgb).shape[:2]
+    absorption = np.empty((height, width), np.uint8)
+    for y in range(0, height, _STRIP_ROWS):
+        flat = rgb[y : y + _STRIP_ROWS].reshape(-1)  # red, green, blue, red, …
+        pairs = np.minimum(flat[:-1], flat[1:])  # neighboring values are faster than planes
+        least = np.minimum(pairs[:-1], flat[2:])[::3]
+        np.subtract(255, least.reshape(-1, width), out=absorption[y : y + _STRIP_ROWS])
+    return absorption
 
-# %% ../../nbs/radiomics/02_masks.ipynb #3f108930
-def _binomial_smooth(
-    channel: np.ndarray,  # (H, W), uint8
-) -> np.ndarray:  # (H, W), uint8
-    "Smooth a channel with the binomial weights 1 4 6 4 1 along both axes, rounded."
-    # the weights sum to 256, so 16 bits hold 255 · 256
-    total = np.pad(_check_channel(channel), 2, mode="edge").astype(np.uint16)
-    for _ in range(4):
-        total = total[1:] + total[:-1]
-    for _ in range(4):
-        total = total[:, 1:] + total[:, :-1]
-    return ((total + 128) >> 8).astype(np.uint8)
-
-# %% ../../nbs/radiomics/02_masks.ipynb #8cdc9917
-def _bounded_otsu(
-    channel: np.ndarray,  # (H, W), uint8
-    bounds: tuple[int, int],  # lowest and highest threshold
-    max_level: int = 255,  # levels above it count as this one
-) -> int:  # a level within the bounds
-    "Return Otsu's threshold of a channel, kept within bounds."
-    # Pillow counts 8 bits without widening them
-    counts = np.array(Image.fromarray(_check_channel(channel)).histogram())
-    counts = np.append(counts[:max_level], counts[max_level:].sum())
-    has_groups = np.count_nonzero(counts) > 1
-    threshold = threshold_otsu(hist=counts) if has_groups else counts.argmax()
-    return int(np.clip(threshold, *bounds))
-
-# %% ../../nbs/radiomics/02_masks.ipynb #c9028000
+# %% ../../nbs/radiomics/02_masks.ipynb #c79637ef
 _OTSU_MAX_ABSORPTION = 40  # larger absorptions count as this one in Otsu's method
 # absorption: up to the first every pixel is glass, above the second every pixel is tissue
 _TISSUE_THRESHOLD_RANGE = (20, 30)
@@ -68,25 +64,7 @@ def _tissue_threshold(
     "Return the threshold between glass and tissue."
     return _bounded_otsu(absorbed, _TISSUE_THRESHOLD_RANGE, _OTSU_MAX_ABSORPTION)
 
-# %% ../../nbs/radiomics/02_masks.ipynb #0ffd7908
-def _filter_components(
-    mask: np.ndarray,  # (H, W), bool
-    min_px: int = 1,  # pixels in the smallest component that is kept
-    max_px: float = np.inf,  # pixels in the largest component that is kept
-) -> np.ndarray:  # (H, W), bool
-    "Return the components of a mask that are neither too small nor too large."
-    if not mask.any():
-        return mask
-    height, width = mask.shape
-    blocks = np.pad(mask, ((0, height % 2), (0, width % 2))).view(np.uint8)
-    blocks = blocks[::2] + blocks[1::2]
-    blocks = blocks[:, ::2] + blocks[:, 1::2]  # pixels of the mask in each block
-    component, _ = ndimage.label(blocks)
-    size = np.bincount(component.ravel(), weights=blocks.ravel())
-    keep = np.take((size >= min_px) & (size <= max_px), component, mode="clip")
-    return mask & keep.repeat(2, 1).repeat(2, 0)[:height, :width]
-
-# %% ../../nbs/radiomics/02_masks.ipynb #3deaeadc
+# %% ../../nbs/radiomics/02_masks.ipynb #33d9cff6
 _MAX_SPECK_PX = 64  # pixels in the largest speck that is dropped, and largest hole that is filled
 
 
@@ -95,108 +73,70 @@ def tissue_mask(
 ) -> np.ndarray:  # (H, W), bool; empty on bare glass, full where there is none
     "Return the pixels that are tissue, not glass."
     absorbed = _binomial_smooth(_absorption(rgb))
-    tissue = _filter_components(absorbed > _tissue_threshold(absorbed), min_px=_MAX_SPECK_PX + 1)
-    return tissue | _filter_components(~tissue, max_px=_MAX_SPECK_PX)
+    tissue = _drop_specks(absorbed > _tissue_threshold(absorbed), _MAX_SPECK_PX)
+    return _fill_holes(tissue, _MAX_SPECK_PX)
 
-# %% ../../nbs/radiomics/02_masks.ipynb #11534a4a
-# hematoxylin: up to the first no pixel is of a nucleus, above the second every pixel may be
-_NUCLEI_THRESHOLD_RANGE = (40, 80)
-
-
-def _nuclei_threshold(
-    smoothed: np.ndarray,  # (H, W), uint8, `_hematoxylin` smoothed
-) -> int:  # level above which a pixel may be of a nucleus, within `_NUCLEI_THRESHOLD_RANGE`
-    "Return the threshold between nuclei and the rest."
-    return _bounded_otsu(smoothed, _NUCLEI_THRESHOLD_RANGE)
-
-# %% ../../nbs/radiomics/02_masks.ipynb #e838995b
-def _morph_octagon(
-    mask: np.ndarray,  # (H, W), bool
-    combine: np.ufunc,  # `np.bitwise_and` erodes, `np.bitwise_or` dilates
-    outside: bool,  # value beyond the border
-) -> np.ndarray:  # (H, W), bool
-    "Erode or dilate a mask by an octagon 5 pixels wide: a square of 3×3, then a cross of 3×3."
-    m = np.pad(mask, 2, constant_values=outside)
-    m = combine(combine(m[:-2], m[1:-1]), m[2:])
-    m = combine(combine(m[:, :-2], m[:, 1:-1]), m[:, 2:])
-    vertical = combine(m[:-2, 1:-1], m[2:, 1:-1])
-    horizontal = combine(m[1:-1, :-2], m[1:-1, 2:])
-    return combine(combine(vertical, horizontal), m[1:-1, 1:-1])
-
-
-def _open_octagon(
-    mask: np.ndarray,  # (H, W), bool
-) -> np.ndarray:  # (H, W), bool
-    "Open a mask by an octagon 5 pixels wide; the border neither adds nor removes pixels."
-    eroded = _morph_octagon(mask, np.bitwise_and, outside=True)
-    return _morph_octagon(eroded, np.bitwise_or, outside=False)
-
-# %% ../../nbs/radiomics/02_masks.ipynb #832d92cc
-_NUCLEUS_AREA_PX = (30, 6000)  # pixels in the smallest nucleus, and in the largest clump of nuclei
-
-
-def _nuclei_from_hematoxylin(
-    hematoxylin: np.ndarray,  # (H, W), uint8
-) -> np.ndarray:  # (H, W), bool; empty where there is no nucleus
-    "Return the pixels of nuclei, by their hematoxylin and their size."
-    smoothed = _binomial_smooth(_check_channel(hematoxylin))
-    dark = smoothed > _nuclei_threshold(smoothed)
-    filled = dark | _filter_components(~dark, max_px=_MAX_SPECK_PX)
-    return _filter_components(_open_octagon(filled), *_NUCLEUS_AREA_PX)
-
-
+# %% ../../nbs/radiomics/02_masks.ipynb #78ed3a8e
 def _nuclei_mask(
     rgb: np.ndarray,  # (H, W, 3), uint8
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; `InputError` where it is not known
 ) -> np.ndarray:  # (H, W), bool; empty where there is no nucleus
     "Return the pixels of nuclei."
-    return _nuclei_from_hematoxylin(_hematoxylin(rgb))
+    return _nuclei_from_hematoxylin(_hematoxylin(rgb), mpp)
 
-# %% ../../nbs/radiomics/02_masks.ipynb #4067ea00
+# %% ../../nbs/radiomics/02_masks.ipynb #e8f72b66
 def _tile_mask(
     rgb: np.ndarray,  # (H, W, 3), uint8
 ) -> np.ndarray:  # (H, W), bool
     "Return the paper's mask: every pixel whose gray value is above zero."
     return to_grey(rgb) > 0
 
-# %% ../../nbs/radiomics/02_masks.ipynb #4c1253b9
+# %% ../../nbs/radiomics/02_masks.ipynb #29551d65
 MASKS = {"tile": _tile_mask, "tissue": tissue_mask, "nuclei": _nuclei_mask}
 _MASK_DEFINITIONS = {
     "tile": "grey > 0",
     "tissue": (
         f"255 - min(R, G, B), binomial 14641, Otsu up to {_OTSU_MAX_ABSORPTION} within "
-        f"{_TISSUE_THRESHOLD_RANGE}, specks and holes of {_MAX_SPECK_PX} by blocks of 2"
+        f"{_TISSUE_THRESHOLD_RANGE}, specks and holes of {_MAX_SPECK_PX}"
     ),
     "nuclei": (
-        f"{_CHANNEL_DEFINITIONS['hematoxylin']}, binomial 14641, Otsu within "
-        f"{_NUCLEI_THRESHOLD_RANGE}, holes of {_MAX_SPECK_PX}, octagon 5, "
-        f"parts of {_NUCLEUS_AREA_PX} by blocks of 2"
+        f"{_CHANNEL_DEFINITIONS['hematoxylin']}, 1 µm, binomial 14641, Otsu within "
+        f"{_NUCLEI_THRESHOLD_RANGE}, holes of {_MAX_HOLE_UM2}, octagon 5, local in clumps above "
+        f"{_MAX_CLUMP_UM2}, cut at necks below {_NECK}, areas of {_NUCLEUS_AREA_UM2}, contrast "
+        f"{_MIN_CONTRAST}, in clumps {_MIN_CLUMP_CONTRAST} and solidity {_MIN_CLUMP_SOLIDITY}"
     ),
 }
 
-# %% ../../nbs/radiomics/02_masks.ipynb #d85075d7
+# %% ../../nbs/radiomics/02_masks.ipynb #8f020544
 def _compute_mask(
     rgb: np.ndarray,  # (H, W, 3), uint8
     name: str = "tile",  # one of `MASKS`; another name is an `InputError`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it, `InputError` if not known
 ) -> np.ndarray:  # (H, W), bool
     "Return one mask of a tile, by name."
     if name not in MASKS:
         raise unknown_name_error("mask", name, MASKS)
-    return MASKS[name](rgb)
+    return _nuclei_mask(rgb, mpp) if name == "nuclei" else MASKS[name](rgb)
 
-# %% ../../nbs/radiomics/02_masks.ipynb #658de722
+# %% ../../nbs/radiomics/02_masks.ipynb #95b5204f
 def channels_and_masks(
     rgb: np.ndarray,  # (H, W, 3), uint8; anything else is an `InputError`
     channels: tuple = ("grey",),  # of `CHANNELS`
     masks: tuple = ("tile",),  # of `MASKS`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it, `InputError` if not known
+    stains: StainMatrix | None = None,  # of the tile's scan or patient; None: one for all slides
 ) -> tuple[dict, dict]:  # channel -> (H, W), uint8; mask -> (H, W), bool
     "Return several channels and masks of one tile, by name."
-    values = {name: _compute_channel(rgb, name) for name in channels}
+    compute = functools.partial(_compute_channel, rgb)
+    if stains is not None:
+        compute = functools.partial(stains.compute_channel, rgb)
+    values = {name: compute(name) for name in channels}
     regions = {}
     for name in masks:
         if name == "tile" and "grey" in values:
             regions[name] = values["grey"] > 0
-        elif name == "nuclei" and "hematoxylin" in values:
-            regions[name] = _nuclei_from_hematoxylin(values["hematoxylin"])
+        elif name == "nuclei" and "hematoxylin" in values and stains is None:
+            regions[name] = _nuclei_from_hematoxylin(values["hematoxylin"], mpp)
         else:
-            regions[name] = _compute_mask(rgb, name)
+            regions[name] = _compute_mask(rgb, name, mpp)
     return values, regions

@@ -5,63 +5,85 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #ef4ee362
+# %% ../../nbs/radiomics/09_nuclei.ipynb #9336b853
 import numpy as np
 import pandas as pd
-from skimage.measure import label
 
 from ..core.errors import InputError
+from osteonb.radiomics.components import (
+    _BLOCK_PX,
+    _Components,
+    _label_components,
+    _second_moments,
+    _sum_over_components,
+)
+from osteonb.radiomics.nuclei_segmentation import (
+    _RELEASE_MPP,
+    _RING_UM,
+    _check_mpp,
+    _mean_contrast,
+    _solidity,
+)
 from .stain import _check_channel, _describe_array
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #9c1bf9b2
+# %% ../../nbs/radiomics/09_nuclei.ipynb #b05cce29
 def _eccentricity(
-    component: np.ndarray,  # (N,), number of the component of each pixel, from 0
-    y: np.ndarray,  # (N,), row of each pixel
-    x: np.ndarray,  # (N,), column
-    area: np.ndarray,  # (K,), pixels in each component
+    components: _Components,
 ) -> np.ndarray:  # (K,), 0 for a single pixel
     "Return the eccentricity of each component, eq. (1)."
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(component, values, len(area)) / area
-
-    y = y - mean(y)[component]
-    x = x - mean(x)[component]
-    yy, xx, xy = mean(y * y), mean(x * x), mean(x * y)
+    yy, xx, xy = _second_moments(components)
     half = (yy + xx) / 2  # λ₁ = half + radius, λ₂ = half − radius
     radius = np.hypot((yy - xx) / 2, xy)
-    ratio = np.zeros(len(area))
+    ratio = np.zeros(len(half))
     np.divide(2 * radius, half + radius, out=ratio, where=half > 0)
     return np.sqrt(ratio)
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #56eeae52
+# %% ../../nbs/radiomics/09_nuclei.ipynb #3d120276
+def _touches_border(
+    components: _Components,
+    shape: tuple[int, int],  # (H, W)
+) -> np.ndarray:  # (K,), bool
+    "Return which components have a pixel at the border."
+    row, column = components.row, components.column
+    end = column + components.length
+    outer = (row == 0) | (row == shape[0] - 1) | (column == 0) | (end == shape[1])
+    touches = np.zeros(len(components.area), bool)
+    touches[components.component[outer]] = True
+    return touches
+
+
 def _measure_objects(
     mask: np.ndarray,  # (H, W), bool, the mask of nuclei
     hematoxylin: np.ndarray,  # (H, W), uint8
-) -> pd.DataFrame:  # a row for each nucleus; area in pixels
+    mpp: float = _RELEASE_MPP,  # µm per pixel
+) -> pd.DataFrame:  # a row for each nucleus; area in µm²
     "Measure the components of a mask one by one; those that the border cuts are not `complete`."
-    labels, n = label(mask, connectivity=1, return_num=True)
-    y, x = np.nonzero(labels)
-    component = labels[y, x] - 1
-    area = np.bincount(component, minlength=n)
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    components = _label_components(mask)
+    ring = max(1, round(_RING_UM / mpp / _BLOCK_PX))
+    contrast, _ = _mean_contrast(hematoxylin, components, ~mask, ring)
     return pd.DataFrame(
         dict(
-            area=area,
-            eccentricity=_eccentricity(component, y, x, area),
-            hematoxylin=np.bincount(component, hematoxylin[mask], n) / area,
-            complete=~np.isin(np.arange(1, n + 1), border),
+            area=components.area * mpp**2,
+            eccentricity=_eccentricity(components),
+            hematoxylin=_sum_over_components(hematoxylin, components) / components.area,
+            contrast=contrast,
+            solidity=_solidity(components),
+            complete=~_touches_border(components, mask.shape),
         )
     )
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #d8f4c235
+# %% ../../nbs/radiomics/09_nuclei.ipynb #5fb075b3
+_QUALITY_AREA_UM2 = 50
+_QUALITY_CONTRAST = 20  # levels
+_QUALITY_SOLIDITY = 0.85
+
 _OBJECTS = {
-    "Count": "Number of nuclei, those cut by the border included; nuclei that touch count as one.",
-    "Density": "Count for every 10⁴ pixels of the tile.",
+    "Count": "Number of nuclei, those cut by the border included; nuclei that touch are cut apart.",
+    "Density": "Count for every 10⁴ µm² of the tile.",
     "AreaShare": "Share of the tile's pixels that lie in nuclei, 0 to 1.",
-    "AreaMean": "Mean area of the whole nuclei, pixels.",
-    "AreaMedian": "Median area of the whole nuclei, pixels.",
-    "AreaStd": "Standard deviation of the area of the whole nuclei, pixels.",
+    "AreaMean": "Mean area of the whole nuclei, µm².",
+    "AreaMedian": "Median area of the whole nuclei, µm².",
+    "AreaStd": "Standard deviation of the area of the whole nuclei, µm².",
     "AreaVariation": (
         "AreaStd over AreaMean, the coefficient of variation: "
         "anisokaryosis, how unlike nuclei are in size."
@@ -80,9 +102,24 @@ _OBJECTS = {
     "HematoxylinStd": (
         "Standard deviation over all nuclei of each one's mean hematoxylin, levels of 8 bits."
     ),
+    "Quality": (
+        f"Share of nuclei that look like nuclei, 0 to 1: of at least {_QUALITY_AREA_UM2} µm², "
+        f"{_QUALITY_CONTRAST} levels of hematoxylin above the ring around them, and solidity "
+        f"{_QUALITY_SOLIDITY}; below ½ the mask is mostly noise."
+    ),
 }
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #495ed51a
+# %% ../../nbs/radiomics/09_nuclei.ipynb #c3b5fc6a
+def _quality(
+    nuclei: pd.DataFrame,  # as of `_measure_objects`
+) -> float:  # 0 to 1, NaN where there is none
+    "Return the share of components of a mask of nuclei that look like nuclei."
+    is_nucleus = nuclei.area >= _QUALITY_AREA_UM2
+    is_nucleus &= nuclei.contrast >= _QUALITY_CONTRAST
+    is_nucleus &= nuclei.solidity >= _QUALITY_SOLIDITY
+    return is_nucleus.mean()
+
+# %% ../../nbs/radiomics/09_nuclei.ipynb #059fb315
 def _check_object_mask(
     mask: np.ndarray,  # (H, W), bool; anything else is an `InputError`
     shape: tuple[int, int],  # (H, W), of the channel
@@ -97,15 +134,16 @@ def _check_object_mask(
 def _compute_objects(
     mask: np.ndarray,  # (H, W), bool, the mask of nuclei; anything else is an `InputError`
     hematoxylin: np.ndarray,  # (H, W), uint8; anything else is an `InputError`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; None is an `InputError`
 ) -> dict[str, float]:  # by the names of `_OBJECTS`; NaN where `_undefined_objects_reason` says why
-    "Return the eleven features of a tile's nuclei."
+    "Return the twelve features of a tile's nuclei."
     _check_channel(hematoxylin)
     _check_object_mask(mask, hematoxylin.shape)
-    nuclei = _measure_objects(mask, hematoxylin)
+    nuclei = _measure_objects(mask, hematoxylin, _check_mpp(mpp))
     complete = nuclei[nuclei.complete]
     values = {
         "Count": len(nuclei),
-        "Density": 1e4 * len(nuclei) / mask.size,
+        "Density": 1e4 * len(nuclei) / (mask.size * mpp**2),
         "AreaShare": mask.mean(),
         "AreaMean": complete.area.mean(),
         "AreaMedian": complete.area.median(),
@@ -115,16 +153,17 @@ def _compute_objects(
         "EccentricityStd": complete.eccentricity.std(ddof=0),
         "HematoxylinMean": nuclei.hematoxylin.mean(),
         "HematoxylinStd": nuclei.hematoxylin.std(ddof=0),
+        "Quality": _quality(nuclei),
     }
     return {name: float(values[name]) for name in _OBJECTS}
 
-# %% ../../nbs/radiomics/09_nuclei.ipynb #e6ed0967
+# %% ../../nbs/radiomics/09_nuclei.ipynb #b0e6a370
 def _undefined_objects_reason(
     mask: np.ndarray,  # (H, W), bool, the mask of nuclei
 ) -> str | None:  # the reason, or None where every number exists
     "Return why some of a tile's object features are undefined."
     if not mask.any():
         return "no nucleus"
-    if not _measure_objects(mask, np.zeros(mask.shape, np.uint8)).complete.any():
+    if _touches_border(_label_components(mask), mask.shape).all():
         return "no whole nucleus: the border cuts every one"
     return None
