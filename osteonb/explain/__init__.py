@@ -11,7 +11,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "attribution": ["feature_attributions", "grad_cam", "permutation_importance"],
+        "attribution": [
+            "feature_attributions",
+            "grad_cam",
+            "integrated_gradients",
+            "permutation_importance",
+        ],
         "checks": ["masking_check", "sanity_check"],
         "report": ["explain_tile", "explain_tiles"],
     },
