@@ -23,7 +23,7 @@ from .ngtdm import _compute_ngtdm
 from .nuclei import _compute_objects
 from .shape import _compute_shape2d, _measure_outline
 from .size_matrices import _compute_gldm, _compute_glrlm, _compute_glszm
-from .stain import _check_channel, _describe_array
+from .stain import _describe_array
 
 if TYPE_CHECKING:
     from radiomics.featureextractor import RadiomicsFeatureExtractor
@@ -183,8 +183,17 @@ def _pyradiomics_extractor(
     return extractor
 
 # %% ../../nbs/radiomics/11_engines.ipynb #d7bb27e4
+def _widen(
+    values: np.ndarray,  # integers or floats
+) -> np.ndarray:  # integers of 32 or 64 bits, or the floats as they are
+    "Return values in a type in which PyRadiomics does not overflow."
+    if values.dtype.kind == "f":
+        return values
+    return values.astype(np.int32 if values.dtype.itemsize < 4 else np.int64)
+
+
 def _pyradiomics_features(
-    values: dict[str, np.ndarray],  # channel -> (H, W), uint8
+    values: dict[str, np.ndarray],  # channel -> (H, W), integers or floats
     masks: dict[str, np.ndarray],  # mask -> (H, W), bool
     groups: Collection[tuple[str, str, str]],  # (channel, mask, class), without objects
     bin_width: float = 5,  # gray levels in a bin, above 0
@@ -198,7 +207,7 @@ def _pyradiomics_features(
         classes = [name for name in FEATURES if (channel, mask, name) in groups]
         region = sitk.GetImageFromArray(masks[mask][None].astype(np.uint8))
         picture = values.get(channel, masks[mask])  # a shape needs no channel
-        image = sitk.GetImageFromArray(picture[None].astype(np.int32))
+        image = sitk.GetImageFromArray(_widen(picture)[None])
         extractor = _pyradiomics_extractor(classes, bin_width, shift)
         with warnings.catch_warnings():
             # means over no direction: the value is NaN
@@ -211,7 +220,7 @@ def _pyradiomics_features(
 
 # %% ../../nbs/radiomics/11_engines.ipynb #c74a962e
 def _exact_features(
-    values: dict[str, np.ndarray],  # channel -> (H, W), uint8
+    values: dict[str, np.ndarray],  # channel -> (H, W), integers or floats
     masks: dict[str, np.ndarray],  # mask -> (H, W), bool
     groups: Collection[tuple[str, str, str]],  # (channel, mask, class), without objects
     bin_width: float = 5,  # gray levels in a bin, above 0
@@ -313,7 +322,7 @@ def _check_engine_settings(
 
 # %% ../../nbs/radiomics/11_engines.ipynb #dc1a3039
 def compute_features(
-    values: np.ndarray,  # (H, W), uint8, one channel; hematoxylin for objects
+    values: np.ndarray,  # (H, W), integers or floats, one channel; hematoxylin, uint8, for objects
     mask: np.ndarray,  # (H, W), bool, or integers 0 and 1; that of nuclei for objects
     feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
@@ -322,7 +331,8 @@ def compute_features(
 ) -> dict[str, float]:  # `<class>_<Feature>` -> value
     "Return the features of one channel under one mask; raise `InputError` where it has none."
     _check_engine_settings(feature_classes, bin_width, engine)
-    mask = _check_mask(mask, _check_channel(values).shape)
+    mask = _check_mask(mask, np.shape(values))
+    values = _check_values(values, mask)
     if reason := _undefined_reason(mask):
         raise InputError(f"mask: {reason}, so it has no features in two dimensions")
     groups = [("values", "mask", name) for name in feature_classes if name != "objects"]

@@ -299,7 +299,7 @@ def _neighbor_loop(
     "Count pixels by number and number m of neighbors under the mask, and sum |i m − t|."
     counts = np.zeros((n, len(steps) + 1), np.int64)
     sums = np.zeros((n, len(steps) + 1), np.int64)
-    total = np.empty(stride, np.int32)  # t, the sum of the neighbors
+    total = np.empty(stride, np.int64)  # t, the sum of the neighbors
     m = np.empty(stride, np.uint16)
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         total[:] = 0
