@@ -34,8 +34,8 @@ def _bin_edges(
         raise InputError(f"bin_width: got {bin_width!r}, wanted a number above 0")
     n_bins = (float(high) - float(low)) / bin_width
     if n_bins > _MAX_BINS:
-        advice = "set a larger one, or bin_count"
-        raise InputError(f"bin_width: {bin_width!r} makes {n_bins:.0f} bins, wanted at most 10⁶; {advice}")
+        wanted = "at most 10⁶; set a larger one, or bin_count"
+        raise InputError(f"bin_width: {bin_width!r} makes {n_bins:.0f} bins, wanted {wanted}")
     return np.arange(low - low % bin_width, high + 2 * bin_width, bin_width)
 
 # %% ../../nbs/radiomics/05_binning.ipynb #8d5dded1

@@ -38,12 +38,12 @@ class FeatureSettings:
 
     bin_width: float = 5  # binWidth, above 0
     bin_count: int | None = None  # binCount; takes the place of bin_width
-    distances: tuple[int, ...] = (1,)  # of neighbors in GLCM, GLDM and NGTDM, pixels, along rows or columns
+    distances: tuple[int, ...] = (1,)  # of neighbors in GLCM, GLDM and NGTDM, pixels
     weighting_norm: str | None = None  # weightingNorm of GLCM and GLRLM; None averages directions
     symmetric_glcm: bool = True  # symmetricalGLCM
     gldm_a: float = 0  # gldm_a, the largest difference of dependent gray levels, from 0
-    voxel_array_shift: float = 0  # voxelArrayShift, added in Energy, TotalEnergy and RootMeanSquared
-    spacing: tuple[float, float] = (1.0, 1.0)  # (y, x), of a pixel; of shape, TotalEnergy and weights
+    voxel_array_shift: float = 0  # voxelArrayShift, added in the sums of squares of first order
+    spacing: tuple[float, float] = (1.0, 1.0)  # (y, x), size of a pixel
 
     def __post_init__(self):
         "Check each setting."
@@ -59,10 +59,12 @@ class FeatureSettings:
         is_spacing = isinstance(self.spacing, tuple) and len(self.spacing) == 2
         is_spacing = is_spacing and all(_is_number(s) and s > 0 for s in self.spacing)
         is_norm = self.weighting_norm in _WEIGHTING_NORMS
+        is_bin_count = self.bin_count is None or _is_count(self.bin_count)
+        some_distances = "a tuple of different whole numbers above 0, such as (1, 2)"
         return [
             ("bin_width", _is_number(self.bin_width) and self.bin_width > 0, "a number above 0"),
-            ("bin_count", self.bin_count is None or _is_count(self.bin_count), "None or a whole number above 0"),
-            ("distances", are_distances, "a tuple of different whole numbers above 0, such as (1, 2)"),
+            ("bin_count", is_bin_count, "None or a whole number above 0"),
+            ("distances", are_distances, some_distances),
             ("weighting_norm", is_norm, f"one of {', '.join(map(str, _WEIGHTING_NORMS))}"),
             ("symmetric_glcm", isinstance(self.symmetric_glcm, bool), "True or False"),
             ("gldm_a", _is_number(self.gldm_a) and self.gldm_a >= 0, "a number from 0"),
@@ -121,7 +123,8 @@ def _check_values(
     mask: np.ndarray,  # (H, W), bool
 ) -> np.ndarray:  # (H, W), integers or floats of at most 64 bits in the byte order of this machine
     "Check that an array holds values to be measured under a mask."
-    if not (isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.shape == mask.shape):
+    is_real = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+    if not (is_real and values.shape == mask.shape):
         wanted = f"whole numbers or floats of shape {mask.shape}, as the mask"
         raise InputError(f"values: got {_describe_array(values)}, wanted {wanted}")
     if values.dtype.kind == "f":

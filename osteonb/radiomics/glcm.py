@@ -126,7 +126,7 @@ def _make_cooccurrence(
     image: _FlatImage,
     offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
     symmetric: bool = True,  # count pairs both ways
-    weighting_norm: str | None = None,  # of `_NORM_ORDERS`, or "no_weighting"; None adds no directions up
+    weighting_norm: str | None = None,  # of `_NORM_ORDERS`, or "no_weighting"; None: no sum
     spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> _Cooccurrence:
     "Return the shares of pairs in each direction, or over all with their weights."
@@ -355,8 +355,8 @@ def _split_directions(
 ) -> list[list[tuple[int, int]]]:
     "Return which directions are computed together."
     if n_levels > _MAX_LEVELS:
-        advice = "raise bin_width or set bin_count"
-        raise InputError(f"glcm: got {n_levels} gray levels, wanted at most {_MAX_LEVELS}; {advice}")
+        wanted = f"at most {_MAX_LEVELS}; raise bin_width or set bin_count"
+        raise InputError(f"glcm: got {n_levels} gray levels, wanted {wanted}")
     if is_weighted or n_levels <= _MAX_LEVELS_TOGETHER:
         return [offsets]
     return [[offset] for offset in offsets]

@@ -93,7 +93,8 @@ def _run_loop(
 ) -> np.ndarray:  # (n, n_sizes), int64
     "Count the runs of each number that reach each length, in one direction."
     reached = np.zeros((n, n_sizes), np.int64)
-    places = np.zeros((2, stride + 2), np.uint16)  # of pixels in their run, of this line and the last
+    # of pixels in their run, from 1; of this line and the last
+    places = np.zeros((2, stride + 2), np.uint16)
     shift = step - stride if step > 1 else 0
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         here = pixels[start : start + stride]
@@ -147,8 +148,8 @@ def _count_run_lengths(
 def _zone_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     stride: int,  # to the pixel below
-) -> tuple[np.ndarray, np.ndarray]:  # (P,) twice, int32: an earlier pixel of the zone, or itself; pixels
-    "Join equal neighbors, diagonals included; a pixel counts at an earlier pixel of its zone."
+) -> tuple[np.ndarray, np.ndarray]:  # (P,) twice, int32
+    "Return an earlier pixel of each one's zone, or itself, and the pixels counted there."
     origin = np.empty(len(pixels), np.int32)
     size = np.zeros(len(pixels), np.int32)
     for x in range(stride, len(pixels) - stride):
