@@ -66,20 +66,28 @@ def _count_pairs(
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #ce1cb8e9
 _MAX_COUNTED_SIZE = 1024  # sizes below are counted, the few others listed
-_MAX_TABLE = 1 << 25  # entries of an array in which a loop counts
+_MAX_TABLE = 1 << 23  # entries of an array in which things are counted
+
+
+def _n_counted_sizes(
+    n: int,  # one more than the largest number of a level
+) -> int:
+    "Return below which size things are counted; with ten thousands of levels it is less."
+    return max(2, min(_MAX_COUNTED_SIZE, _MAX_TABLE // n))
 
 
 def _count_by_size(
     level: np.ndarray,  # (T,), number of the level of each thing; 0 is outside the mask
     size: np.ndarray,  # (T,), integers above 0, its size
     n: int,  # one more than the largest number
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, 1024); and level and size of larger things
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, S); and level and size of larger things
     "Count the things of each level and size."
+    n_sizes = _n_counted_sizes(n)
     # size before level: NumPy counts slowly where levels are a power of two apart
-    key = np.minimum(size, _MAX_COUNTED_SIZE).astype(np.int64) * n + level
-    counts = np.bincount(key, minlength=(_MAX_COUNTED_SIZE + 1) * n)
-    counts = counts[: _MAX_COUNTED_SIZE * n].reshape(-1, n).T
-    large = np.flatnonzero((size >= _MAX_COUNTED_SIZE) & (level > 0))
+    key = np.minimum(size, n_sizes).astype(np.int64) * n + level
+    counts = np.bincount(key, minlength=(n_sizes + 1) * n)
+    counts = counts[: n_sizes * n].reshape(-1, n).T
+    large = np.flatnonzero((size >= n_sizes) & (level > 0))
     return counts, level[large], size[large]
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #c4b239d9
@@ -218,10 +226,10 @@ def _count_zone_sizes(
     "Count connected zones of equal levels, diagonals included."
     n = len(image.level_of)
     join = _compile(_zone_loop)
-    if join is None or n * _MAX_COUNTED_SIZE > _MAX_TABLE or len(image.pixels) >= 2**31:
+    if join is None or len(image.pixels) >= 2**31:
         return _count_by_size(*_numpy_zones(image), n)
     origin, size = join(image.pixels, image.stride)
-    return _compile(_zone_size_loop)(image.pixels, origin, size, n, _MAX_COUNTED_SIZE)
+    return _compile(_zone_size_loop)(image.pixels, origin, size, n, _n_counted_sizes(n))
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #4c03a374
 def _dependence_loop(
