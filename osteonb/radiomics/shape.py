@@ -61,9 +61,10 @@ def _coordinate_sums(
     m = mask.astype(np.float32 if is_small else np.float64)
     y = np.arange(height, dtype=np.float64)
     x = np.arange(width, dtype=np.float64)
-    in_row = (m @ np.ones(width, m.dtype)).astype(np.float64)  # (H,), pixels
-    in_column = (np.ones(height, m.dtype) @ m).astype(np.float64)  # (W,), pixels
-    x_in_row = (m @ x.astype(m.dtype)).astype(np.float64)  # (H,), Σx
+    in_row = m.sum(1).astype(np.float64)  # (H,), pixels
+    in_column = m.sum(0).astype(np.float64)  # (W,), pixels
+    # by einsum, since threads of a matrix product wait for each other on a busy machine
+    x_in_row = np.einsum("yx,x->y", m, x.astype(m.dtype)).astype(np.float64)  # (H,), Σx
     sums = [in_row.sum(), in_row @ y, in_column @ x]
     squares = [in_row @ y**2, x_in_row @ y, in_column @ x**2]
     return np.array(sums + squares)
