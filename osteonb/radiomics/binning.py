@@ -34,8 +34,8 @@ def _bin_edges(
         raise InputError(f"bin_width: got {bin_width!r}, wanted a number above 0")
     n_bins = (float(high) - float(low)) / bin_width
     if n_bins > _MAX_BINS:
-        advice = "set a larger one, or bin_count"
-        raise InputError(f"bin_width: {bin_width!r} makes {n_bins:.0f} bins, wanted at most 10⁶; {advice}")
+        wanted = "at most 10⁶; set a larger one, or bin_count"
+        raise InputError(f"bin_width: {bin_width!r} makes {n_bins:.0f} bins, wanted {wanted}")
     return np.arange(low - low % bin_width, high + 2 * bin_width, bin_width)
 
 # %% ../../nbs/radiomics/05_binning.ipynb #8d5dded1
@@ -180,3 +180,16 @@ def _flatten_image(
     framed = np.zeros((height + 2 * margin + 2, width + margin), numbers.dtype)
     framed[margin + 1 : -margin - 1, :width] = numbers
     return _FlatImage(framed.ravel(), level_of, height, width, margin)
+
+# %% ../../nbs/radiomics/05_binning.ipynb #12b8243d
+_MAX_LEVELS = 4096  # of which a matrix of each two is made
+
+
+def _check_n_levels(
+    feature_class: str,  # for the error
+    n_levels: int,  # that occur; `InputError` for more than 4096
+) -> None:
+    "Check that a matrix of each two levels is possible."
+    if n_levels > _MAX_LEVELS:
+        wanted = f"at most {_MAX_LEVELS}; raise bin_width or set bin_count"
+        raise InputError(f"{feature_class}: got {n_levels} gray levels, wanted {wanted}")

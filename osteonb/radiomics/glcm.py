@@ -11,8 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..core.errors import InputError
-from .binning import _EPSILON, _FlatImage, _neighbor_offsets
+from .binning import _EPSILON, _check_n_levels, _FlatImage, _neighbor_offsets
 from .kernels import _count_pairs
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #1ede5ff5
@@ -126,7 +125,7 @@ def _make_cooccurrence(
     image: _FlatImage,
     offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
     symmetric: bool = True,  # count pairs both ways
-    weighting_norm: str | None = None,  # of `_NORM_ORDERS`, or "no_weighting"; None adds no directions up
+    weighting_norm: str | None = None,  # of `_NORM_ORDERS`, or "no_weighting"; None: no sum
     spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> _Cooccurrence:
     "Return the shares of pairs in each direction, or over all with their weights."
@@ -344,19 +343,15 @@ def _mean_over_directions(
     return float(defined.mean()) if len(defined) else np.nan
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #d1071e0d
-_MAX_LEVELS = 4096
 _MAX_LEVELS_TOGETHER = 256  # of which all directions are computed at once
 
 
 def _split_directions(
     offsets: list[tuple[int, int]],  # directions
-    n_levels: int,  # G, that occur; `InputError` for more than 4096
+    n_levels: int,  # G, that occur
     is_weighted: bool,  # all directions are added up
 ) -> list[list[tuple[int, int]]]:
     "Return which directions are computed together."
-    if n_levels > _MAX_LEVELS:
-        advice = "raise bin_width or set bin_count"
-        raise InputError(f"glcm: got {n_levels} gray levels, wanted at most {_MAX_LEVELS}; {advice}")
     if is_weighted or n_levels <= _MAX_LEVELS_TOGETHER:
         return [offsets]
     return [[offset] for offset in offsets]
@@ -372,6 +367,7 @@ def _compute_glcm(
     "Return the 24 features of pairs of neighbors."
     values = {name: [np.array([])] for name in _GLCM}
     n_levels = len(image.numbers)
+    _check_n_levels("glcm", n_levels)
     is_weighted = weighting_norm is not None
     for offsets in _split_directions(_neighbor_offsets(distances), n_levels, is_weighted):
         g = _make_cooccurrence(image, offsets, symmetric, weighting_norm, spacing)

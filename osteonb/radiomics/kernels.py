@@ -66,20 +66,28 @@ def _count_pairs(
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #ce1cb8e9
 _MAX_COUNTED_SIZE = 1024  # sizes below are counted, the few others listed
-_MAX_TABLE = 1 << 25  # entries of an array in which a loop counts
+_MAX_TABLE = 1 << 23  # entries of an array in which things are counted
+
+
+def _n_counted_sizes(
+    n: int,  # one more than the largest number of a level
+) -> int:
+    "Return below which size things are counted; with ten thousands of levels it is less."
+    return max(2, min(_MAX_COUNTED_SIZE, _MAX_TABLE // n))
 
 
 def _count_by_size(
     level: np.ndarray,  # (T,), number of the level of each thing; 0 is outside the mask
     size: np.ndarray,  # (T,), integers above 0, its size
     n: int,  # one more than the largest number
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, 1024); and level and size of larger things
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, S); and level and size of larger things
     "Count the things of each level and size."
+    n_sizes = _n_counted_sizes(n)
     # size before level: NumPy counts slowly where levels are a power of two apart
-    key = np.minimum(size, _MAX_COUNTED_SIZE).astype(np.int64) * n + level
-    counts = np.bincount(key, minlength=(_MAX_COUNTED_SIZE + 1) * n)
-    counts = counts[: _MAX_COUNTED_SIZE * n].reshape(-1, n).T
-    large = np.flatnonzero((size >= _MAX_COUNTED_SIZE) & (level > 0))
+    key = np.minimum(size, n_sizes).astype(np.int64) * n + level
+    counts = np.bincount(key, minlength=(n_sizes + 1) * n)
+    counts = counts[: n_sizes * n].reshape(-1, n).T
+    large = np.flatnonzero((size >= n_sizes) & (level > 0))
     return counts, level[large], size[large]
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #c4b239d9
@@ -93,7 +101,8 @@ def _run_loop(
 ) -> np.ndarray:  # (n, n_sizes), int64
     "Count the runs of each number that reach each length, in one direction."
     reached = np.zeros((n, n_sizes), np.int64)
-    places = np.zeros((2, stride + 2), np.uint16)  # of pixels in their run, of this line and the last
+    # of pixels in their run, from 1; of this line and the last
+    places = np.zeros((2, stride + 2), np.uint16)
     shift = step - stride if step > 1 else 0
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         here = pixels[start : start + stride]
@@ -147,8 +156,8 @@ def _count_run_lengths(
 def _zone_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     stride: int,  # to the pixel below
-) -> tuple[np.ndarray, np.ndarray]:  # (P,) twice, int32: an earlier pixel of the zone, or itself; pixels
-    "Join equal neighbors, diagonals included; a pixel counts at an earlier pixel of its zone."
+) -> tuple[np.ndarray, np.ndarray]:  # (P,) twice, int32
+    "Return an earlier pixel of each one's zone, or itself, and the pixels counted there."
     origin = np.empty(len(pixels), np.int32)
     size = np.zeros(len(pixels), np.int32)
     for x in range(stride, len(pixels) - stride):
@@ -217,10 +226,10 @@ def _count_zone_sizes(
     "Count connected zones of equal levels, diagonals included."
     n = len(image.level_of)
     join = _compile(_zone_loop)
-    if join is None or n * _MAX_COUNTED_SIZE > _MAX_TABLE or len(image.pixels) >= 2**31:
+    if join is None or len(image.pixels) >= 2**31:
         return _count_by_size(*_numpy_zones(image), n)
     origin, size = join(image.pixels, image.stride)
-    return _compile(_zone_size_loop)(image.pixels, origin, size, n, _MAX_COUNTED_SIZE)
+    return _compile(_zone_size_loop)(image.pixels, origin, size, n, _n_counted_sizes(n))
 
 # %% ../../nbs/radiomics/13_kernels.ipynb #4c03a374
 def _dependence_loop(
@@ -299,7 +308,7 @@ def _neighbor_loop(
     "Count pixels by number and number m of neighbors under the mask, and sum |i m − t|."
     counts = np.zeros((n, len(steps) + 1), np.int64)
     sums = np.zeros((n, len(steps) + 1), np.int64)
-    total = np.empty(stride, np.int32)  # t, the sum of the neighbors
+    total = np.empty(stride, np.int64)  # t, the sum of the neighbors
     m = np.empty(stride, np.uint16)
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         total[:] = 0

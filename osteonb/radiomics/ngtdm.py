@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .binning import _FlatImage, _neighbor_offsets
+from .binning import _check_n_levels, _FlatImage, _neighbor_offsets
 from .kernels import _count_differences
 
 # %% ../../nbs/radiomics/08_ngtdm.ipynb #900fc239
@@ -99,5 +99,6 @@ def _compute_ngtdm(
     distances: tuple[int, ...] = (1,),  # to neighbors, pixels; at most the margin of the image
 ) -> dict[str, float]:  # by PyRadiomics' names
     "Return the five features of differences from neighbors."
+    _check_n_levels("ngtdm", len(image.numbers))
     differences = _neighbor_differences(image, _neighbor_offsets(distances))
     return {name: float(feature(differences)) for name, feature in _NGTDM.items()}
