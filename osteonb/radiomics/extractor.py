@@ -25,6 +25,7 @@ from .image_types import _filter_image
 from osteonb.radiomics.parameters import (
     _CLASSES,
     _IMAGE_TYPES,
+    _check_levels,
     _feature_settings,
     _Parameters,
     _parse_feature_classes,
@@ -65,22 +66,6 @@ def _as_gray(
     return image
 
 # %% ../../nbs/radiomics/16_extractor.ipynb #2749972a
-_MAX_GLCM_LEVELS = 2000  # the time of its features grows with the cube: a minute for these
-
-
-def _check_levels(
-    values: np.ndarray,  # (H, W), real numbers
-    region: np.ndarray,  # (H, W), bool
-    settings: FeatureSettings,  # bin_width, bin_count
-) -> None:
-    "Raise `InputError` where bins are so many that co-occurrences take minutes, as in 16 bits."
-    inside = values[region].astype(np.float64)
-    n_bins = settings.bin_count or int(np.ptp(inside) // settings.bin_width) + 1
-    if min(n_bins, inside.size) > _MAX_GLCM_LEVELS:
-        problem = f"{n_bins} bins for gray values from {inside.min():g} to {inside.max():g}"
-        raise InputError(f"image: {problem}; set a larger binWidth, or a binCount such as 64")
-
-
 def _measure_picture(
     values: np.ndarray,  # (H, W), real numbers
     region: np.ndarray,  # (H, W), bool

@@ -179,7 +179,9 @@ def _read_pair(
     mask_path: Path,  # of the mask
     task: _Task,  # mpp, parameters
 ) -> tuple[sitk.Image, sitk.Image]:  # image and mask, with their pixel size
-    "Read an image and its mask; raise `InputError` where a pixel size is needed and not known."
+    "Read an image and its mask; raise `InputError` for a JPEG mask, or where a pixel size is missing."
+    if mask_path.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(f"mask {mask_path}: JPEG changes labels; save masks as PNG or TIFF")
     image, is_known = _read_picture(image_path, "image")
     mask, _ = _read_picture(mask_path, "mask")
     if task.mpp is not None:
