@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from ..core.errors import InputError
 
@@ -33,8 +34,8 @@ def _bin_edges(
         raise InputError(f"bin_width: got {bin_width!r}, wanted a number above 0")
     n_bins = (float(high) - float(low)) / bin_width
     if n_bins > _MAX_BINS:
-        advice = "set a larger one, or bin_count"
-        raise InputError(f"bin_width: {bin_width!r} makes {n_bins:.0f} bins, wanted at most 10⁶; {advice}")
+        wanted = "at most 10⁶; set a larger one, or bin_count"
+        raise InputError(f"bin_width: {bin_width!r} makes {n_bins:.0f} bins, wanted {wanted}")
     return np.arange(low - low % bin_width, high + 2 * bin_width, bin_width)
 
 # %% ../../nbs/radiomics/05_binning.ipynb #8d5dded1
@@ -51,7 +52,7 @@ def _bounding_box(
     columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
     return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
-# %% ../../nbs/radiomics/05_binning.ipynb #d648e02e
+# %% ../../nbs/radiomics/05_binning.ipynb #dc4d4d58
 _MAX_TABLE = 1 << 16  # values that a table is made for
 
 
@@ -75,9 +76,9 @@ def _assign_bins(
     table = numbers.astype(np.uint8 if numbers[-1] < 256 else np.int32)
     if values.dtype == np.uint8:
         table = np.pad(table, (low, 255 - high))  # no subtraction: a value is its own place
-        return table[values]
+        return table.take(values)
     place = np.clip(values, low, high).astype(np.int64) - low
-    return table[place]
+    return table.take(place)
 
 # %% ../../nbs/radiomics/05_binning.ipynb #c9cfdb8d
 def _discretize(
@@ -124,7 +125,11 @@ class _FlatImage:
     @cached_property
     def numbers(self) -> np.ndarray:  # (G,), ascending
         "Return the numbers of the levels that occur."
-        return np.flatnonzero(np.bincount(self.pixels)[1:]) + 1
+        if self.pixels.dtype == np.uint8:  # four times as fast
+            counts = Image.fromarray(self.pixels.reshape(-1, self.stride)).histogram()
+        else:
+            counts = np.bincount(self.pixels)
+        return np.flatnonzero(counts[1:]) + 1
 
     @property
     def levels(self) -> np.ndarray:  # (G,), ascending

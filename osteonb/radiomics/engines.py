@@ -17,13 +17,13 @@ import numpy as np
 from ..core.errors import InputError, unknown_name_error
 from .binning import _bounding_box, _discretize, _FlatImage, _flatten_image
 from .descriptions import _TEXTURES, FEATURES, _PAPER_FEATURE_CLASSES
-from .firstorder import _compute_firstorder, _count_gray_levels, _count_values
+from .firstorder import _compute_firstorder, _count_values
 from .glcm import _compute_glcm
 from .ngtdm import _compute_ngtdm
 from .nuclei import _compute_objects
 from .shape import _compute_shape2d, _measure_outline
 from .size_matrices import _compute_gldm, _compute_glrlm, _compute_glszm
-from .stain import _check_channel, _describe_array
+from .stain import _describe_array
 
 if TYPE_CHECKING:
     from radiomics.featureextractor import RadiomicsFeatureExtractor
@@ -38,12 +38,12 @@ class FeatureSettings:
 
     bin_width: float = 5  # binWidth, above 0
     bin_count: int | None = None  # binCount; takes the place of bin_width
-    distances: tuple[int, ...] = (1,)  # of neighbors in GLCM, GLDM and NGTDM, pixels, along rows or columns
+    distances: tuple[int, ...] = (1,)  # of neighbors in GLCM, GLDM and NGTDM, pixels
     weighting_norm: str | None = None  # weightingNorm of GLCM and GLRLM; None averages directions
     symmetric_glcm: bool = True  # symmetricalGLCM
     gldm_a: float = 0  # gldm_a, the largest difference of dependent gray levels, from 0
-    voxel_array_shift: float = 0  # voxelArrayShift, added in Energy, TotalEnergy and RootMeanSquared
-    spacing: tuple[float, float] = (1.0, 1.0)  # (y, x), of a pixel; of shape, TotalEnergy and weights
+    voxel_array_shift: float = 0  # voxelArrayShift, added in the sums of squares of first order
+    spacing: tuple[float, float] = (1.0, 1.0)  # (y, x), size of a pixel
 
     def __post_init__(self):
         "Check each setting."
@@ -59,10 +59,12 @@ class FeatureSettings:
         is_spacing = isinstance(self.spacing, tuple) and len(self.spacing) == 2
         is_spacing = is_spacing and all(_is_number(s) and s > 0 for s in self.spacing)
         is_norm = self.weighting_norm in _WEIGHTING_NORMS
+        is_bin_count = self.bin_count is None or _is_count(self.bin_count)
+        some_distances = "a tuple of different whole numbers above 0, such as (1, 2)"
         return [
             ("bin_width", _is_number(self.bin_width) and self.bin_width > 0, "a number above 0"),
-            ("bin_count", self.bin_count is None or _is_count(self.bin_count), "None or a whole number above 0"),
-            ("distances", are_distances, "a tuple of different whole numbers above 0, such as (1, 2)"),
+            ("bin_count", is_bin_count, "None or a whole number above 0"),
+            ("distances", are_distances, some_distances),
             ("weighting_norm", is_norm, f"one of {', '.join(map(str, _WEIGHTING_NORMS))}"),
             ("symmetric_glcm", isinstance(self.symmetric_glcm, bool), "True or False"),
             ("gldm_a", _is_number(self.gldm_a) and self.gldm_a >= 0, "a number from 0"),
@@ -115,13 +117,14 @@ def _compute_textures(
     image = _flatten_image(gray_levels, max(settings.distances))
     return {name: _compute_texture(name, image, settings) for name in feature_classes}
 
-# %% ../../nbs/radiomics/11_engines.ipynb #2cd9fde4
+# %% ../../nbs/radiomics/11_engines.ipynb #7f97d5dc
 def _check_values(
     values: np.ndarray,  # (H, W), integers or floats; anything else is an `InputError`
     mask: np.ndarray,  # (H, W), bool
 ) -> np.ndarray:  # (H, W), integers or floats of at most 64 bits in the byte order of this machine
     "Check that an array holds values to be measured under a mask."
-    if not (isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.shape == mask.shape):
+    is_real = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+    if not (is_real and values.shape == mask.shape):
         wanted = f"whole numbers or floats of shape {mask.shape}, as the mask"
         raise InputError(f"values: got {_describe_array(values)}, wanted {wanted}")
     if values.dtype.kind == "f":
@@ -151,7 +154,7 @@ def _compute_region(
     if "firstorder" in feature_classes:
         height, width = settings.spacing
         features["firstorder"] = _compute_firstorder(
-            *_count_values(values[mask]),
+            *_count_values(values, mask),
             settings.bin_width,
             bin_count=settings.bin_count,
             shift=settings.voxel_array_shift,
@@ -183,8 +186,17 @@ def _pyradiomics_extractor(
     return extractor
 
 # %% ../../nbs/radiomics/11_engines.ipynb #d7bb27e4
+def _widen(
+    values: np.ndarray,  # integers or floats
+) -> np.ndarray:  # integers of 32 or 64 bits, or the floats as they are
+    "Return values in a type in which PyRadiomics does not overflow."
+    if values.dtype.kind == "f":
+        return values
+    return values.astype(np.int32 if values.dtype.itemsize < 4 else np.int64)
+
+
 def _pyradiomics_features(
-    values: dict[str, np.ndarray],  # channel -> (H, W), uint8
+    values: dict[str, np.ndarray],  # channel -> (H, W), integers or floats
     masks: dict[str, np.ndarray],  # mask -> (H, W), bool
     groups: Collection[tuple[str, str, str]],  # (channel, mask, class), without objects
     bin_width: float = 5,  # gray levels in a bin, above 0
@@ -198,7 +210,7 @@ def _pyradiomics_features(
         classes = [name for name in FEATURES if (channel, mask, name) in groups]
         region = sitk.GetImageFromArray(masks[mask][None].astype(np.uint8))
         picture = values.get(channel, masks[mask])  # a shape needs no channel
-        image = sitk.GetImageFromArray(picture[None].astype(np.int32))
+        image = sitk.GetImageFromArray(_widen(picture)[None])
         extractor = _pyradiomics_extractor(classes, bin_width, shift)
         with warnings.catch_warnings():
             # means over no direction: the value is NaN
@@ -209,28 +221,9 @@ def _pyradiomics_features(
             features[channel, mask, name] = one_class
     return features
 
-# %% ../../nbs/radiomics/11_engines.ipynb #554d7ec3
-def _exact_firstorder(
-    values: dict[str, np.ndarray],  # channel -> (H, W), uint8
-    masks: dict[str, np.ndarray],  # mask -> (H, W), bool
-    pairs: Iterable[tuple[str, str]],  # (channel, mask)
-    bin_width: float,  # gray levels in a bin, above 0
-    shift: float,  # PyRadiomics' voxelArrayShift
-) -> dict[tuple, dict[str, float]]:  # (channel, mask, "firstorder") -> feature -> value
-    "Compute first-order features: count each channel under all masks in one pass."
-    counts = _count_gray_levels(list(values.values()), list(masks.values()))  # (C, M, 256)
-    channels = list(values)
-    names = list(masks)
-    features = {}
-    for channel, mask in pairs:
-        n = counts[channels.index(channel), names.index(mask)]
-        x = np.flatnonzero(n)
-        features[channel, mask, "firstorder"] = _compute_firstorder(x, n[x], bin_width, shift=shift)
-    return features
-
 # %% ../../nbs/radiomics/11_engines.ipynb #c74a962e
 def _exact_features(
-    values: dict[str, np.ndarray],  # channel -> (H, W), uint8
+    values: dict[str, np.ndarray],  # channel -> (H, W), integers or floats
     masks: dict[str, np.ndarray],  # mask -> (H, W), bool
     groups: Collection[tuple[str, str, str]],  # (channel, mask, class), without objects
     bin_width: float = 5,  # gray levels in a bin, above 0
@@ -238,19 +231,12 @@ def _exact_features(
 ) -> dict[tuple, dict[str, float]]:  # group -> feature -> value
     "Compute features by counting."
     settings = FeatureSettings(bin_width, voxel_array_shift=shift)
-    pairs = [(channel, mask) for channel, mask, name in groups if name == "firstorder"]
-    features = _exact_firstorder(values, masks, pairs, bin_width, shift) if pairs else {}
-    shapes = {mask: {} for _, mask, name in groups if name == "shape2D"}
-    for mask in shapes:
-        shapes[mask] = _compute_shape2d(_measure_outline(masks[mask]))
-    for channel, mask, name in groups:
-        if name == "shape2D":
-            features[channel, mask, name] = shapes[mask]
-    pairs = dict.fromkeys((c, m) for c, m, name in groups if name in _TEXTURES)
-    for channel, mask in pairs:
-        classes = [name for name in _TEXTURES if (channel, mask, name) in groups]
-        textures = _compute_textures(values[channel], masks[mask], settings, classes)
-        features |= {(channel, mask, name): textures[name] for name in classes}
+    features = {}
+    for channel, mask in dict.fromkeys((channel, mask) for channel, mask, _ in groups):
+        classes = [name for name in FEATURES if (channel, mask, name) in groups]
+        picture = values.get(channel, masks[mask])  # a shape needs no channel
+        region = _compute_region(picture, masks[mask], classes, settings)
+        features |= {(channel, mask, name): region[name] for name in classes}
     return features
 
 # %% ../../nbs/radiomics/11_engines.ipynb #fab1d49e
@@ -339,7 +325,7 @@ def _check_engine_settings(
 
 # %% ../../nbs/radiomics/11_engines.ipynb #dc1a3039
 def compute_features(
-    values: np.ndarray,  # (H, W), uint8, one channel; hematoxylin for objects
+    values: np.ndarray,  # (H, W), integers or floats, one channel; hematoxylin, uint8, for objects
     mask: np.ndarray,  # (H, W), bool, or integers 0 and 1; that of nuclei for objects
     feature_classes: tuple = _PAPER_FEATURE_CLASSES,  # of `FEATURES`
     bin_width: float = 5,  # gray levels in a bin, above 0; 5 is the paper's
@@ -348,7 +334,8 @@ def compute_features(
 ) -> dict[str, float]:  # `<class>_<Feature>` -> value
     "Return the features of one channel under one mask; raise `InputError` where it has none."
     _check_engine_settings(feature_classes, bin_width, engine)
-    mask = _check_mask(mask, _check_channel(values).shape)
+    mask = _check_mask(mask, np.shape(values))
+    values = _check_values(values, mask)
     if reason := _undefined_reason(mask):
         raise InputError(f"mask: {reason}, so it has no features in two dimensions")
     groups = [("values", "mask", name) for name in feature_classes if name != "objects"]

@@ -6,46 +6,38 @@
 __all__ = []
 
 # %% ../../nbs/radiomics/03_firstorder.ipynb #dd220a62
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from ..core.errors import InputError
 from .binning import _EPSILON, _as_numbers, _bin_edges
 
 # %% ../../nbs/radiomics/03_firstorder.ipynb #86d1e82e
-def _mask_members(
-    n_masks: int,  # M
-) -> np.ndarray:  # (M, 2**M), int64: 1 where a membership includes the mask, else 0
-    "Return which memberships include each mask; bit m of a membership is mask m."
-    return np.arange(2**n_masks) >> np.arange(n_masks)[:, None] & 1
-
-
 def _count_gray_levels(
-    values: Sequence[np.ndarray],  # C channels of one tile, (H, W), uint8
-    masks: Sequence[np.ndarray],  # M masks, (H, W), bool; at most 8, the same for each channel
-) -> np.ndarray:  # (C, M, 256), int64
-    "Count the pixels of each gray level under each mask, eq. (1), in one pass over each channel."
-    n_masks = len(masks)
-    membership = np.zeros(masks[0].shape, np.uint16)  # times 256
-    for m, mask in enumerate(masks):
-        membership += mask.astype(np.uint16) << (8 + m)
-    counts = []
-    for channel in values:
-        key = (membership + channel).ravel()
-        joint = np.bincount(key, minlength=256 << n_masks)
-        counts.append(_mask_members(n_masks) @ joint.reshape(-1, 256))
-    return np.stack(counts)
+    values: np.ndarray,  # (H, W), uint8, one channel
+    mask: np.ndarray,  # (H, W), bool
+) -> np.ndarray:  # (256,), int64
+    "Count the pixels of each gray level under a mask, eq. (1)."
+    picture = Image.fromarray(values)
+    under = None if mask.all() else Image.fromarray(mask.view(np.uint8))
+    return np.array(picture.histogram(under))
 
-# %% ../../nbs/radiomics/03_firstorder.ipynb #75ddffa6
+# %% ../../nbs/radiomics/03_firstorder.ipynb #24002389
 _MAX_SPAN = 1 << 16  # of integers that are counted; others are sorted
 
 
 def _count_values(
-    values: np.ndarray,  # (N,), integers or floats, those under a mask, at least one
-) -> tuple[np.ndarray, np.ndarray]:  # (K,), of the same dtype, ascending; and (K,), int64
-    "Return the values that occur, and how many pixels have each."
+    values: np.ndarray,  # (H, W), integers or floats, one channel
+    mask: np.ndarray,  # (H, W), bool, with at least one pixel
+) -> tuple[np.ndarray, np.ndarray]:  # (K,), the values, ascending; and (K,), int64
+    "Return the values that occur under a mask, and how many pixels have each."
+    if values.dtype == np.uint8:
+        counts = _count_gray_levels(values, mask)
+        x = np.flatnonzero(counts)
+        return x, counts[x]
+    values = values[mask]
     low, high = _as_numbers(values.min()), _as_numbers(values.max())
     if values.dtype.kind == "f" or high - low >= _MAX_SPAN:
         return np.unique(values, return_counts=True)

@@ -72,6 +72,11 @@ class _Cooccurrence:
         return self.expect(self.j)
 
     @cached_property
+    def deviation(self) -> np.ndarray:  # (G, G, A)
+        "Return how far the sum of two levels is from its mean."
+        return self.i + self.j - self.mean - self.mean_y
+
+    @cached_property
     def entropy(self) -> np.ndarray:  # (A,), bits
         "Return $H_{xy}$, the entropy of the pairs."
         return -self.expect(np.log2(self.p + _EPSILON))
@@ -94,20 +99,16 @@ class _Cooccurrence:
         return (self.p * f).sum((0, 1))
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #9b226fb0
-_NORMS = {  # of PyRadiomics' weightingNorm, the distance to neighbors by differences of rows and columns
-    "manhattan": lambda d: d.sum(1),
-    "euclidean": lambda d: np.sqrt((d**2).sum(1)),
-    "infinity": lambda d: d.max(1),
-}
+_NORM_ORDERS = {"manhattan": 1, "euclidean": 2, "infinity": np.inf}  # by PyRadiomics' names
 
 
 def _neighbor_distances(
     offsets: list[tuple[int, int]],  # A directions, (rows, columns)
-    norm: str,  # of `_NORMS`
+    norm: str,  # of `_NORM_ORDERS`
     spacing: tuple[float, float],  # (y, x), of a pixel
 ) -> np.ndarray:  # (A,)
     "Return how far the neighbors in each direction are."
-    return _NORMS[norm](abs(np.array(offsets)) * spacing)
+    return np.linalg.norm(np.array(offsets) * spacing, ord=_NORM_ORDERS[norm], axis=1)
 
 
 def _normalize_cooccurrences(
@@ -125,7 +126,7 @@ def _make_cooccurrence(
     image: _FlatImage,
     offsets: list[tuple[int, int]],  # of `_neighbor_offsets`
     symmetric: bool = True,  # count pairs both ways
-    weighting_norm: str | None = None,  # of `_NORMS`, or "no_weighting"; None adds no directions up
+    weighting_norm: str | None = None,  # of `_NORM_ORDERS`, or "no_weighting"; None: no sum
     spacing: tuple[float, float] = (1, 1),  # (y, x), of a pixel
 ) -> _Cooccurrence:
     "Return the shares of pairs in each direction, or over all with their weights."
@@ -167,17 +168,18 @@ def _sum_squares(g: _Cooccurrence) -> np.ndarray:
 
 def _cluster_tendency(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^2$. IBSI: cluster tendency (DG8W)."
-    return g.expect((g.i + g.j - g.mean - g.mean_y) ** 2)
+    return g.expect(g.deviation**2)
 
 
 def _cluster_shade(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^3$. IBSI: cluster shade (7NFM)."
-    return g.expect((g.i + g.j - g.mean - g.mean_y) ** 3)
+    return g.expect(g.deviation * g.deviation**2)  # powers above 2 are slow
 
 
 def _cluster_prominence(g: _Cooccurrence) -> np.ndarray:
     r"$\sum_{ij} p_{ij} (i + j - 2\mu)^4$. IBSI: cluster prominence (AE86)."
-    return g.expect((g.i + g.j - g.mean - g.mean_y) ** 4)
+    square = g.deviation**2
+    return g.expect(square * square)
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #c9456365
 def _contrast(g: _Cooccurrence) -> np.ndarray:
@@ -279,18 +281,31 @@ def _imc2(g: _Cooccurrence) -> np.ndarray:
     decay = np.e ** (-2 * (hxy2 - g.entropy))
     return np.where(hxy2 == g.entropy, 0, (1 - decay) ** 0.5)
 
+# %% ../../nbs/radiomics/06_glcm.ipynb #03dc719f
+_MIN_EIGENVALUE = 1e-8  # smaller ones are affected by rounding errors
+
+
+def _ordered_eigenvalues(
+    g: _Cooccurrence,
+) -> np.ndarray:  # (A,), real or complex
+    "Return the second largest eigenvalue of Q, summed as PyRadiomics sums it."
+    q = 0
+    for k in range(len(g.i)):
+        shares = g.px * g.py[:, k] + _EPSILON
+        q = q + g.p[:, None, k] * g.p[None, :, k] / shares
+    return np.sort(np.linalg.eigvals(q.transpose(2, 0, 1)))[:, -2]
+
 
 def _mcc(g: _Cooccurrence) -> np.ndarray:
     r"""$\sqrt{\lambda_2(Q)}$, 1 where there is one level.
     Not in IBSI; Haralick's maximal correlation coefficient."""
     if len(g.i) < 2:
         return np.ones(1)
-    q = 0
-    for k in range(len(g.i)):
-        shares = g.px * g.py[:, k] + _EPSILON
-        q = q + g.p[:, None, k] * g.p[None, :, k] / shares
-    eigenvalues = np.sort(np.linalg.eigvals(q.transpose(2, 0, 1)))
-    return np.sqrt(eigenvalues[:, -2]).real
+    a = (g.p / np.sqrt(g.px * g.py + _EPSILON)).transpose(2, 0, 1)  # (A, G, G)
+    second = np.linalg.eigvalsh(a @ a.transpose(0, 2, 1))[:, -2]
+    if second.min() < _MIN_EIGENVALUE and len(g.i) <= 256:
+        second = _ordered_eigenvalues(g)
+    return np.sqrt(second).real
 
 # %% ../../nbs/radiomics/06_glcm.ipynb #db6a5b6a
 _GLCM = {
@@ -340,8 +355,8 @@ def _split_directions(
 ) -> list[list[tuple[int, int]]]:
     "Return which directions are computed together."
     if n_levels > _MAX_LEVELS:
-        advice = "raise bin_width or set bin_count"
-        raise InputError(f"glcm: got {n_levels} gray levels, wanted at most {_MAX_LEVELS}; {advice}")
+        wanted = f"at most {_MAX_LEVELS}; raise bin_width or set bin_count"
+        raise InputError(f"glcm: got {n_levels} gray levels, wanted {wanted}")
     if is_weighted or n_levels <= _MAX_LEVELS_TOGETHER:
         return [offsets]
     return [[offset] for offset in offsets]

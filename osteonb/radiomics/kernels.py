@@ -36,11 +36,13 @@ def _pair_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     step: int,  # to the neighbor
     n: int,  # one more than the largest number
-) -> np.ndarray:  # (n, n), int64
+) -> np.ndarray:  # (n, n), int64; row 0 stays empty
     "Count which number has which as its neighbor."
     counts = np.zeros((n, n), np.int64)
-    for x in range(len(pixels) - step):
-        counts[pixels[x], pixels[x + step]] += 1
+    neighbors = pixels[step:]
+    for x in range(len(neighbors)):
+        if pixels[x] > 0:
+            counts[pixels[x], neighbors[x]] += 1
     return counts
 
 
@@ -91,16 +93,25 @@ def _run_loop(
 ) -> np.ndarray:  # (n, n_sizes), int64
     "Count the runs of each number that reach each length, in one direction."
     reached = np.zeros((n, n_sizes), np.int64)
-    place = np.zeros(len(pixels), np.int32)  # of each pixel in its run, from 1
+    # of pixels in their run, from 1; of this line and the last
+    places = np.zeros((2, stride + 2), np.uint16)
+    shift = step - stride if step > 1 else 0
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         here = pixels[start : start + stride]
         before = pixels[start - step : start - step + stride]
-        place_here = place[start : start + stride]
-        place_before = place[start - step : start - step + stride]
+        line = start // stride % 2
+        place = places[line, 1:-1]
+        place_before = places[1 - line, 1 - shift : 1 - shift + stride]
+        if step == 1:
+            for x in range(stride):  # the place before is that of the last turn
+                places[0, x + 1] = places[0, x] * (here[x] == before[x]) + 1
+            place = places[0, 1:-1]
+        else:
+            for x in range(stride):
+                place[x] = place_before[x] * (here[x] == before[x]) + 1
         for x in range(stride):
-            place_here[x] = place_before[x] * (here[x] == before[x]) + 1
-        for x in range(stride):
-            reached[here[x], min(place_here[x], n_sizes - 1)] += 1
+            if here[x] > 0:
+                reached[here[x], place[x]] += 1
     return reached
 
 
@@ -125,7 +136,7 @@ def _count_run_lengths(
     n = len(image.level_of)
     n_sizes = max(image.height, image.width) + 2  # no run is longer than a side
     loop = _compile(_run_loop)
-    if loop is None or n * n_sizes > _MAX_TABLE:
+    if loop is None or n * n_sizes > _MAX_TABLE or n_sizes > np.iinfo(np.uint16).max:
         return _count_by_size(*_numpy_runs(image.pixels, step), n)
     reached = loop(image.pixels, image.stride, image.margin, step, n, n_sizes)
     counts = reached.copy()
@@ -137,8 +148,8 @@ def _count_run_lengths(
 def _zone_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`: number of a level, 0 outside
     stride: int,  # to the pixel below
-) -> tuple[np.ndarray, np.ndarray]:  # (P,) twice, int32: an earlier pixel of the zone, or itself; pixels
-    "Join equal neighbors, diagonals included; a pixel counts at an earlier pixel of its zone."
+) -> tuple[np.ndarray, np.ndarray]:  # (P,) twice, int32
+    "Return an earlier pixel of each one's zone, or itself, and the pixels counted there."
     origin = np.empty(len(pixels), np.int32)
     size = np.zeros(len(pixels), np.int32)
     for x in range(stride, len(pixels) - stride):
@@ -178,15 +189,14 @@ def _zone_size_loop(
     large = np.empty(len(pixels) // n_sizes + 1, np.int64)  # first pixels of large zones
     n_large = 0
     for x in range(len(pixels) - 1, -1, -1):
-        if size[x] == 0:
-            continue
-        if origin[x] != x:
+        if (size[x] > 0) & (origin[x] != x):
             size[origin[x]] += size[x]
-        elif size[x] < n_sizes:
-            counts[pixels[x], size[x]] += 1
-        else:
+        elif size[x] >= n_sizes:
             large[n_large] = x
             n_large += 1
+        elif pixels[x] > 0:  # column 0 is of pixels that are no zone's first
+            counts[pixels[x], size[x]] += 1
+    counts[:, 0] = 0
     return counts, pixels[large[:n_large]], size[large[:n_large]]
 
 
@@ -225,7 +235,7 @@ def _dependence_loop(
 ) -> np.ndarray:  # (n, K + 2), int64
     "Count pixels by their number and one more than the number of neighbors of the same level."
     counts = np.zeros((n, len(steps) + 2), np.int64)
-    size = np.empty(stride, np.int32)
+    size = np.empty(stride, np.uint16)
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         here = levels[start : start + stride]
         size[:] = 1
@@ -240,7 +250,8 @@ def _dependence_loop(
                     size[x] += (abs(difference) <= alpha) & (other[x] > 0)
         numbers = pixels[start : start + stride]
         for x in range(stride):
-            counts[numbers[x], size[x]] += 1
+            if numbers[x] > 0:
+                counts[numbers[x], size[x]] += 1
     return counts
 
 
@@ -289,8 +300,8 @@ def _neighbor_loop(
     "Count pixels by number and number m of neighbors under the mask, and sum |i m − t|."
     counts = np.zeros((n, len(steps) + 1), np.int64)
     sums = np.zeros((n, len(steps) + 1), np.int64)
-    total = np.empty(stride, np.int32)  # t, the sum of the neighbors
-    m = np.empty(stride, np.int32)
+    total = np.empty(stride, np.int64)  # t, the sum of the neighbors
+    m = np.empty(stride, np.uint16)
     for start in range((margin + 1) * stride, len(pixels) - (margin + 1) * stride, stride):
         total[:] = 0
         m[:] = 0
@@ -298,12 +309,14 @@ def _neighbor_loop(
             other = levels[start + step : start + step + stride]
             for x in range(stride):
                 total[x] += other[x]
+            for x in range(stride):
                 m[x] += other[x] > 0
         here = levels[start : start + stride]
         numbers = pixels[start : start + stride]
         for x in range(stride):
-            counts[numbers[x], m[x]] += 1
-            sums[numbers[x], m[x]] += abs(np.int64(here[x]) * m[x] - total[x])
+            if numbers[x] > 0:
+                counts[numbers[x], m[x]] += 1
+                sums[numbers[x], m[x]] += abs(np.int64(here[x]) * m[x] - total[x])
     return counts, sums
 
 
