@@ -1,6 +1,6 @@
 """The features against the reference values of the Image Biomarker Standardisation Initiative (IBSI).
 
-The phantom's 80 voxels and the consensus values are typed into `nbs/radiomics/13_compliance.ipynb`, once. Source: Zwanenburg A., Vallières M. et al. (2020), The Image Biomarker
+The phantom's 80 voxels and the consensus values are typed into `nbs/radiomics/17_compliance.ipynb`, once. Source: Zwanenburg A., Vallières M. et al. (2020), The Image Biomarker
 Standardization Initiative, Radiology 295:328-338, doi:10.1148/radiol.2020191145, data sets and reference manual (arXiv:1612.07003), CC BY 4.0.
 """
 
