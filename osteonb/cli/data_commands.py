@@ -112,7 +112,8 @@ def _write_tiles(
     tile_size: int,  # pixels
     cache: Path | None,  # folder of cached values; None for the default
     n_jobs: int | None,  # processes
-) -> None:
+    mpp: float,  # micrometers a pixel
+) -> "pd.DataFrame":  # the tiles
     "Measure tiles under computed masks."
     from osteonb.core.cache import default_cache_dir
     from osteonb.core.files import write_table
@@ -128,14 +129,34 @@ def _write_tiles(
     typer.echo(
         f"{len(table)} tiles, {table.shape[1]} features, {len(excluded)} rows excluded: {out}"
     )
-    reasons = undefined_features(table, tiles).groupby(["mask", "class", "reason"], sort=False)
+    reasons = undefined_features(table, tiles, mpp).groupby(["mask", "class", "reason"], sort=False)
     for (mask, feature_class, reason), n in reasons.size().items():
         typer.echo(f"undefined: {feature_class} under the mask {mask}, {n} tiles: {reason}")
+    return tiles
+
+
+def _write_stability(
+    tiles: "pd.DataFrame",  # indexed by tile
+    settings: tuple,  # channels, masks, feature classes, bin width
+    out: Path,  # .csv or .parquet
+    n_tiles: int,  # evenly spaced over the table
+    n_jobs: int | None,  # processes
+) -> None:
+    "Write how much each feature changes under changes that mean nothing, and print a summary."
+    from osteonb.core.files import write_table
+    from osteonb.radiomics.stability import feature_stability
+
+    table = feature_stability(tiles, *settings, max_tiles=n_tiles, n_jobs=n_jobs)
+    write_table(table.set_index("feature"), out)
+    typer.echo(f"stability on {min(n_tiles, len(tiles))} tiles, ICC(3,1) of each feature: {out}")
+    for name, icc in table.groupby("perturbation", sort=False).icc:
+        typer.echo(f"{name:12}{(icc > 0.9).sum()} of {icc.notna().sum()} features above 0.9")
 
 # %% ../../nbs/cli/02_data_commands.ipynb #feat0001
 _TILE_OPTIONS = dict(engine="exact", masks="tissue", classes="firstorder,shape2D,objects")
 _TILE_OPTIONS |= dict(bin_width=5, tile_size=1024, cache=None)
-_MASK_OPTIONS = dict(params=None, mpp=None, original_names=False)
+_TILE_OPTIONS |= dict(stability=None, stability_tiles=100)
+_MASK_OPTIONS = dict(params=None, original_names=False)
 
 
 @_command
@@ -152,7 +173,7 @@ def _features(
         str, typer.Option(help="exact (counting) or pyradiomics (the reference, slower).")
     ] = _TILE_OPTIONS["engine"],
     channels: Annotated[
-        str, typer.Option(help="Of grey, hematoxylin, eosin; separated by commas.")
+        str, typer.Option(help="Of grey, hematoxylin, eosin, hematoxylin-uncut, eosin-uncut; separated by commas.")
     ] = "grey",
     masks: Annotated[
         str, typer.Option(help="Of tile (the paper's), tissue, nuclei; separated by commas.")
@@ -172,20 +193,31 @@ def _features(
         ),
     ] = None,
     mpp: Annotated[
-        float | None, typer.Option(help="Micrometers a pixel, for own regions; default the files'.")
+        float | None,
+        typer.Option(help="Micrometers a pixel; default 1 for tiles, as the release, and the files' for own regions."),
     ] = None,
     original_names: Annotated[
         bool, typer.Option("--original-names", help="PyRadiomics' names, for own regions.")
     ] = False,
+    stability: Annotated[
+        Path | None,
+        typer.Option(help="Also write ICC(3,1) of each feature under a shift, a turn, JPEG, stain and mask changes."),
+    ] = None,
+    stability_tiles: Annotated[
+        int, typer.Option(help="Tiles measured for it, evenly spaced over the list.")
+    ] = 100,
     cache: _Cache = None,
     n_jobs: _Jobs = None,
 ) -> None:
     "Compute the radiomic features of every tile, resuming where it was interrupted; or of own regions."
-    _check_ending(out, (".parquet", ".csv"))
+    for path in (out, stability or out):
+        _check_ending(path, (".parquet", ".csv"))
     from osteonb.radiomics.masked_images import _is_masked_list
+    from osteonb.radiomics.nuclei_segmentation import _RELEASE_MPP
 
     given = dict(engine=engine, masks=masks, classes=classes, bin_width=bin_width, cache=cache)
-    given |= dict(tile_size=tile_size, params=params, mpp=mpp, original_names=original_names)
+    given |= dict(tile_size=tile_size, params=params, original_names=original_names)
+    given |= dict(stability=stability, stability_tiles=stability_tiles)
     if _is_masked_list(data):
         advice = "is for tiles; a list of Image and Mask is measured as --params says"
         _check_options(given, _TILE_OPTIONS, advice)
@@ -195,7 +227,10 @@ def _features(
     advice = "is for own regions; give a CSV list with the columns Image and Mask"
     _check_options(given, _MASK_OPTIONS, advice)
     names = [_names(text) for text in (channels, masks, classes)]
-    _write_tiles(data, out, names, bin_width, engine, tile_size, cache, n_jobs)
+    how = (engine, tile_size, cache, n_jobs, _RELEASE_MPP if mpp is None else mpp)
+    tiles = _write_tiles(data, out, names, bin_width, *how)
+    if stability:
+        _write_stability(tiles, (*names, bin_width), stability, stability_tiles, n_jobs)
 
 # %% ../../nbs/cli/02_data_commands.ipynb #27e09490
 @_command

@@ -42,7 +42,8 @@ class _RadiomicsConfig(_Group):
     feature_source: Literal["radiomics", "release"] = "radiomics"
     # what computes the features: our counting engine, or PyRadiomics, with which it agrees
     engine: Literal["exact", "pyradiomics"] = "exact"
-    # what the features are measured on: `grey`, `hematoxylin`, `eosin`
+    # what the features are measured on: `grey`, `hematoxylin`, `eosin`, or a stain whose negative
+    # densities are kept, `hematoxylin-uncut`, `eosin-uncut`
     channels: tuple[str, ...] = ("grey",)
     # where they are measured: `tile` (grey > 0, as in the paper), `tissue`, `nuclei`
     masks: tuple[str, ...] = ("tissue",)

@@ -12,9 +12,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "descriptions": ["FEATURES", "feature_definition"],
-        "engines": ["ENGINES", "compute_features"],
+        "engines": ["ENGINES", "FeatureSettings", "compute_features"],
         "extraction": ["check_feature_settings", "extract", "feature_names", "undefined_features"],
+        "extractor": ["RadiomicsFeatureExtractor"],
+        "masked_images": ["extract_masked"],
         "masks": ["MASKS", "channels_and_masks", "tissue_mask"],
+        "parameters": ["read_parameters"],
+        "stability": ["feature_stability"],
         "stain": ["CHANNELS", "to_grey"],
+        "stain_fit": ["StainMatrix", "fit_stain_matrix"],
     },
 )

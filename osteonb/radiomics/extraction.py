@@ -32,6 +32,7 @@ from osteonb.radiomics.engines import (
     _undefined_reason,
 )
 from .masks import _MASK_DEFINITIONS, MASKS, _compute_mask, channels_and_masks
+from .nuclei_segmentation import _RELEASE_MPP
 from .nuclei import _compute_objects, _undefined_objects_reason
 from .stain import _CHANNEL_DEFINITIONS, CHANNELS
 
@@ -92,19 +93,21 @@ def _measure_tile(
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float,  # gray levels in a bin, above 0
     engine: str,  # of `ENGINES`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it
 ) -> list[float]:  # the values of all groups, in their order; NaN where a mask has no features
     "Return the features of one image."
     used_channels = {channel for channel, _, _ in groups}
     used_masks = {mask for _, mask, _ in groups}
     channels = [name for name in CHANNELS if name in used_channels]
-    values, masks = channels_and_masks(rgb, channels, [m for m in MASKS if m in used_masks])
+    names = [name for name in MASKS if name in used_masks]
+    values, masks = channels_and_masks(rgb, channels, names, mpp)
     usable = {name: mask for name, mask in masks.items() if not _undefined_reason(mask)}
     by_engine = [g for g in groups if g[1] in usable and g[2] != "objects"]
     features = ENGINES[engine](values, usable, by_engine, bin_width) if by_engine else {}
     row = []
     for channel, mask, name in groups:
         if name == "objects":
-            features[channel, mask, name] = _compute_objects(masks[mask], values[channel])
+            features[channel, mask, name] = _compute_objects(masks[mask], values[channel], mpp)
         undefined = dict.fromkeys(FEATURES[name], np.nan)
         one_class = features.get((channel, mask, name), undefined)
         row += [one_class[feature] for feature in FEATURES[name]]
@@ -117,10 +120,11 @@ def _extract_tile(
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it
 ) -> list[float]:  # the values of all groups, in their order; NaN where a mask has no features
     "Return the features of one tile, or raise an error that names it."
     try:
-        return _measure_tile(read_tile(path), groups, bin_width, engine)
+        return _measure_tile(read_tile(path), groups, bin_width, engine, mpp)
     except InputError as e:
         raise InputError(f"tile {tile}: {e}") from e
     except Exception as e:
@@ -164,13 +168,14 @@ def _extract_tiles(
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it
     n_jobs: int | None = None,  # processes; None: one for little work, else as joblib's active backend
     advance: Callable = lambda: None,  # called after each tile, such as a progress bar's `update`
 ) -> dict[tuple, pd.DataFrame]:  # group -> its columns, same index
     "Return the features of many tiles, computed in parallel."
     parallel = joblib.Parallel(_choose_n_jobs(tiles, engine, n_jobs), return_as="generator")
     extract_here = joblib.delayed(run_in_directory)
-    settings = (groups, bin_width, engine)
+    settings = (groups, bin_width, engine, mpp)
     work = (
         extract_here(os.getcwd(), _extract_tile, tile, path, *settings)
         for tile, path in tiles.path.items()
@@ -189,6 +194,7 @@ def _group_settings(
     group: tuple[str, str, str],  # (channel, mask, class)
     bin_width: float,  # gray levels in a bin
     engine: str,  # of `ENGINES`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel
 ) -> dict:
     "Return all that the values of a group depend on besides the tile."
     channel, mask, name = group
@@ -196,6 +202,7 @@ def _group_settings(
         "what": "radiomic features",
         "channel": _CHANNEL_DEFINITIONS.get(channel, channel),
         "mask": _MASK_DEFINITIONS[mask],
+        "mpp": mpp if mask == "nuclei" else None,
         "class": name,
         "features": list(FEATURES[name]),
         "bin_width": None if name in ("shape2D", "objects") else bin_width,
@@ -242,16 +249,18 @@ def extract(
     engine: str = "exact",  # of `ENGINES`
     cache_dir: str | Path | None = None,  # folder of cached values; None caches nothing
     n_jobs: int | None = None,  # processes; None: one for little work, else as joblib's active backend
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel, 1 in the release; nuclei need it
 ) -> pd.DataFrame:  # float64, rows as in `tiles`, columns as of `feature_names`; NaN if undefined
     "Return the radiomic features of every tile, and warn where some are undefined."
     check_feature_settings(channels, masks, feature_classes, bin_width, engine)
     _check_tiles(tiles)
     groups = _feature_groups(channels, masks, feature_classes)
-    settings = {group: _group_settings(group, bin_width, engine) for group in groups}
+    settings = {group: _group_settings(group, bin_width, engine, mpp) for group in groups}
     with tqdm(total=len(tiles), desc="radiomic features", unit="tile", disable=None) as progress:
 
         def compute(subset: pd.DataFrame, missing: list) -> dict:
-            return _extract_tiles(subset, missing, bin_width, engine, n_jobs, progress.update)
+            how = (bin_width, engine, mpp, n_jobs)
+            return _extract_tiles(subset, missing, *how, progress.update)
 
         if cache_dir is None:
             parts = compute(tiles, groups)
@@ -277,6 +286,7 @@ def _reason_undefined(
 def undefined_features(
     features: pd.DataFrame,  # from `extract`
     tiles: pd.DataFrame,  # the same tiles, with `path`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel, as for `extract`
 ) -> pd.DataFrame:  # a row for each tile and group; columns channel, mask, class, lacking, reason
     "Return the tiles that have undefined features, with their number (lacking) and reason."
     rows = []
@@ -285,7 +295,8 @@ def undefined_features(
         columns = features.filter(regex=f"^{'_'.join(group)}_")
         n_undefined = columns.isna().sum(axis=1)
         for tile, number in n_undefined[n_undefined > 0].items():
-            reason = _reason_undefined(_compute_mask(read_tile(tiles.path[tile]), mask), name)
+            region = _compute_mask(read_tile(tiles.path[tile]), mask, mpp)
+            reason = _reason_undefined(region, name)
             rows.append((tile, channel, mask, name, number, reason))
     columns = ["tile", "channel", "mask", "class", "lacking", "reason"]
     return pd.DataFrame(rows, columns=columns).set_index("tile")
