@@ -20,10 +20,10 @@ def _values_by_slide(
     column: str,  # the column that is wanted
 ) -> dict[str, str]:  # slide's file name -> its value, as it is written
     "Read what is known of each slide; raise `InputError` where a column or a value is missing."
-    from osteonb.data.tcia import _read_csv
+    from osteonb.data.tcia import read_csv
 
     as_text = dict(dtype=str, keep_default_na=False)  # a patient 007 is not 7
-    table = _read_csv(file, ("slide", column), f"wanted slide and {column}", **as_text)
+    table = read_csv(file, ("slide", column), f"wanted slide and {column}", **as_text)
     values = table[["slide", column]].apply(lambda texts: texts.str.strip())
     if not len(values):
         raise InputError(f"{file}: lists no slide")

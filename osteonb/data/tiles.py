@@ -21,8 +21,8 @@ from .images import _IMAGE_SUFFIXES, _check_images, _find_images
 from osteonb.data.tcia import (
     RELEASE_LABELS,
     _check_mixed_label,
-    _check_rows,
-    _read_csv,
+    check_rows,
+    read_csv,
     _read_release,
     _separate_excluded,
     parse_tile_name,
@@ -42,7 +42,7 @@ def _read_list_text(
     required = ", ".join(_REQUIRED_COLUMNS)
     fix = f"wanted {required}, and {', '.join(_OPTIONAL_COLUMNS)} if there are any"
     as_text = dict(dtype=str, keep_default_na=False)
-    raw = _read_csv(file, _REQUIRED_COLUMNS, fix, _OPTIONAL_COLUMNS, **as_text)
+    raw = read_csv(file, _REQUIRED_COLUMNS, fix, _OPTIONAL_COLUMNS, **as_text)
     if not len(raw):
         raise InputError(f"{file}: lists no tile; add a row for each tile")
     return raw.apply(lambda column: column.str.strip())
@@ -90,22 +90,22 @@ def _check_list(
     for column in (*_REQUIRED_COLUMNS, "tile"):
         if column in raw:
             problem = f"nothing under {column!r}"
-            _check_rows(file, problem, line, raw[column] == "", "fill it in or remove the row")
+            check_rows(file, problem, line, raw[column] == "", "fill it in or remove the row")
     has_nul = raw.path.str.contains("\0", regex=False)
-    _check_rows(file, "a path that no file can have", line, has_nul, "save the list as text")
+    check_rows(file, "a path that no file can have", line, has_nul, "save the list as text")
     rows = line + " → " + raw.label.map(repr)
     unknown = ~raw.label.isin(list(_LIST_LABELS))
     fix = f"wanted {', '.join(RELEASE_LABELS.values())}"
-    _check_rows(file, "an unknown label", rows, unknown, fix)
+    check_rows(file, "an unknown label", rows, unknown, fix)
     rows = line + " → " + raw.patient.map(repr)
     # a letter and its accent may be two characters, of which the second is no letter
     wrong = ~raw.patient.map(_compose_accents).str.fullmatch(r"\w[\w. -]*")
     fix = "use letters, digits, points and dashes"
-    _check_rows(file, "a patient's name that cannot name a folder", rows, wrong, fix)
+    check_rows(file, "a patient's name that cannot name a folder", rows, wrong, fix)
     rows = line + " → " + raw.slide
     shared = raw.groupby("slide").patient.transform("nunique") > 1
     fix = "give each slide a name of its own, such as patient-slide"
-    _check_rows(file, "a slide of several patients", rows, shared, fix)
+    check_rows(file, "a slide of several patients", rows, shared, fix)
 
 # %% ../../nbs/data/03_tiles.ipynb #dc0c5c01
 def _tile_positions(
@@ -121,7 +121,7 @@ def _tile_positions(
         rows = line + " → " + text.map(repr)
         wrong = (text != "") & ~np.isfinite(numbers)
         fix = "wanted pixels of the slide, or nothing"
-        _check_rows(file, f"no number under {column!r}", rows, wrong, fix)
+        check_rows(file, f"no number under {column!r}", rows, wrong, fix)
         positions[column] = numbers.astype(float)
     return positions
 
@@ -135,7 +135,7 @@ def _read_list_table(
     _check_list(file, raw, line)
     names = raw.tile if "tile" in raw else raw.path.map(lambda path: Path(path).stem)
     fix = "keep one row of each, or add a unique 'tile' column"
-    _check_rows(file, "a duplicate tile name", line + " → " + names, names.duplicated(), fix)
+    check_rows(file, "a duplicate tile name", line + " → " + names, names.duplicated(), fix)
     table = raw.assign(label=raw.label.map(_LIST_LABELS), **_tile_positions(file, raw, line))
     stated = [name for name in ("scan", "group") if name in raw]
     columns = ["path", "patient", "slide", "x", "y", "label", *stated]

@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from ..core.errors import InputError, abbreviate
 from ..core.runtime import run_in_directory
-from ..data.images import _IMAGE_SUFFIXES
-from ..data.tcia import _check_rows, _read_csv
+from ..data.tcia import check_rows, read_csv
 from .engines import _check_names
 from .extractor import _as_gray, _diagnostics, _measure_image, _read_image
 from .parameters import _Parameters, read_parameters
@@ -31,7 +30,7 @@ from .preparation import _as_plane, _find_labels, _label_plane
 from .stain import CHANNELS, _compute_channel
 
 # %% ../../nbs/radiomics/24_masked_images.ipynb #e7b1aac4
-_PICTURE_SUFFIXES = (*_IMAGE_SUFFIXES, ".bmp")
+_PICTURE_SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff")  # read by Pillow
 
 
 def _refuse_picture(
@@ -109,7 +108,7 @@ def _read_masked_list(
     "Read a list of images and masks; raise `InputError` where a column or a cell is missing or wrong."
     fix = "wanted Image and Mask, and Label if a mask has several regions"
     as_text = dict(dtype=str, keep_default_na=False)
-    rows = _read_csv(file, _REQUIRED_COLUMNS, fix, tuple(_NUMBER_COLUMNS), **as_text)
+    rows = read_csv(file, _REQUIRED_COLUMNS, fix, tuple(_NUMBER_COLUMNS), **as_text)
     if not len(rows):
         raise InputError(f"{file}: lists no image; add a row for each region")
     rows = rows.apply(lambda column: column.str.strip())
@@ -117,14 +116,14 @@ def _read_masked_list(
     line = "line " + rows.index.astype(str).to_series(rows.index)
     for column in _REQUIRED_COLUMNS:
         advice = "fill it in or remove the row"
-        _check_rows(file, f"nothing under {column!r}", line, rows[column] == "", advice)
+        check_rows(file, f"nothing under {column!r}", line, rows[column] == "", advice)
     for column, smallest in _NUMBER_COLUMNS.items():
         if column in rows:
             numbers = pd.to_numeric(rows[column].replace("", str(smallest)), errors="coerce")
             wrong = ~((numbers >= smallest) & (numbers % 1 == 0))
             named = line + " → " + rows[column].map(repr)
             advice = f"wanted whole numbers from {smallest} on"
-            _check_rows(file, f"no {column.lower()} under {column!r}", named, wrong, advice)
+            check_rows(file, f"no {column.lower()} under {column!r}", named, wrong, advice)
     return rows
 
 # %% ../../nbs/radiomics/24_masked_images.ipynb #3088f515
