@@ -124,7 +124,8 @@ def _write_tiles(
     tiles, excluded = read_tiles(data, tile_size=tile_size, n_jobs=n_jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*undefined features")  # printed below, with the reasons
-        table = extract(tiles, *names, bin_width, engine, cache or default_cache_dir(), n_jobs)
+        cache_dir = cache or default_cache_dir()
+        table = extract(tiles, *names, bin_width, engine, cache_dir, n_jobs, mpp)
     write_table(table, out)
     typer.echo(
         f"{len(table)} tiles, {table.shape[1]} features, {len(excluded)} rows excluded: {out}"
