@@ -228,6 +228,8 @@ def _features(
     advice = "is for own regions; give a CSV list with the columns Image and Mask"
     _check_options(given, _MASK_OPTIONS, advice)
     names = [_names(text) for text in (channels, masks, classes)]
+    if stability and mpp is not None:
+        raise InputError("--mpp: --stability measures pixels of 1 µm, as the release's; leave out one of them")
     how = (engine, tile_size, cache, n_jobs, _RELEASE_MPP if mpp is None else mpp)
     tiles = _write_tiles(data, out, names, bin_width, *how)
     if stability:
