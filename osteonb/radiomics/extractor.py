@@ -237,28 +237,17 @@ def _read_image(
         formats = "PNG, TIFF, NRRD or NIfTI"
         raise InputError(f"{what} {source}: SimpleITK cannot read it; save it as {formats}") from e
 
-# %% ../../nbs/radiomics/23_extractor.ipynb #2ed69b62
-_DEFAULT_SETTINGS = {  # of PyRadiomics' extractor; the rest have their defaults in the classes
-    "minimumROIDimensions": 2,
-    "minimumROISize": None,
-    "normalize": False,
-    "normalizeScale": 1,
-    "removeOutliers": None,
-    "resampledPixelSpacing": None,
-    "interpolator": "sitkBSpline",
-    "preCrop": False,
-    "padDistance": 5,
-    "distances": [1],
-    "force2D": False,
-    "force2Ddimension": 0,
-    "resegmentRange": None,
-    "label": 1,
-    "additionalInfo": True,
-}
+# %% ../../nbs/radiomics/23_extractor.ipynb #bb24fd3d
+# of PyRadiomics' extractor; the rest have their defaults in the classes
+_DEFAULT_SETTINGS = dict(minimumROIDimensions=2, minimumROISize=None, label=1, additionalInfo=True)
+_DEFAULT_SETTINGS |= dict(normalize=False, normalizeScale=1, removeOutliers=None)
+_DEFAULT_SETTINGS |= dict(resampledPixelSpacing=None, interpolator="sitkBSpline", padDistance=5)
+_DEFAULT_SETTINGS |= dict(preCrop=False, distances=[1], force2D=False, force2Ddimension=0)
+_DEFAULT_SETTINGS |= dict(resegmentRange=None)
 
 
-class RadiomicsFeatureExtractor:
-    "Compute radiomic features of pictures, called as PyRadiomics' class of this name."
+class _ExtractorParameters:
+    "Hold what an extractor measures, in PyRadiomics' attributes."
 
     def __init__(
         self,
@@ -305,6 +294,10 @@ class RadiomicsFeatureExtractor:
     ) -> None:
         "Switch the diagnostics on or off."
         self.settings["additionalInfo"] = provenance_on
+
+# %% ../../nbs/radiomics/23_extractor.ipynb #d4d915c9
+class _ExtractorSwitches(_ExtractorParameters):
+    "Switch image types, classes and features on and off."
 
     def enableImageTypeByName(
         self,
@@ -367,6 +360,10 @@ class RadiomicsFeatureExtractor:
         "Switch on features of several classes; raise `InputError` for an unknown name."
         _parse_feature_classes(enabledFeatures)
         self.enabledFeatures |= enabledFeatures
+
+# %% ../../nbs/radiomics/23_extractor.ipynb #6f530210
+class RadiomicsFeatureExtractor(_ExtractorSwitches):
+    "Compute radiomic features of pictures, called as PyRadiomics' class of this name."
 
     def execute(
         self,
