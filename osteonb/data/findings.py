@@ -323,12 +323,33 @@ def _recognition_finding(
     verdict = "warning" if n_high else "fine"
     return _finding(check, verdict, n_high, text + ", ".join(phrases))
 
+# %% ../../nbs/data/13_findings.ipynb #e687e1c1
+_QUALITY_ENDING = "_objects_Quality"  # of the feature that says how far a mask of nuclei holds nuclei
+_MIN_QUALITY = 0.5  # below it the mask is mostly noise
+_MANY_NOISY = 0.1  # share of the tiles from which on it is a warning
+
+
+def _nuclei_findings(
+    features: pd.DataFrame | None,  # numbers, indexed by tile; None where there are none
+) -> list[dict[str, str | int]]:  # one, or none where no feature says it
+    "Report on how many tiles the mask of nuclei is mostly noise."
+    names = [] if features is None else list(features)
+    columns = [name for name in names if str(name).endswith(_QUALITY_ENDING)]
+    if not columns:
+        return []
+    quality = features[columns[0]].dropna()
+    n_noisy = int((quality < _MIN_QUALITY).sum())
+    text = f"on {n_noisy} of {len(quality)} tiles with nuclei the mask of nuclei is mostly noise"
+    verdict = "warning" if n_noisy > _MANY_NOISY * len(quality) else "fine"
+    return [_finding("nuclei", verdict, n_noisy, text)]
+
 # %% ../../nbs/data/13_findings.ipynb #6b45e723
 def _list_findings(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `x` and `y`, indexed by tile
     folds: pd.DataFrame,  # `fold` and `part`, indexed by tile
     tables: Mapping[str, pd.DataFrame],  # the audit's tables, as the fields of `Audit` name them
     has_image: pd.Series,  # whether a tile has an image, indexed by tile
+    features: pd.DataFrame | None = None,  # numbers, indexed by tile
 ) -> pd.DataFrame:  # `check, verdict, n, text`
     "Make one row for each check of an audit."
     n_tiles = len(tiles)
@@ -351,5 +372,6 @@ def _list_findings(
             _missing_class_finding(tables["parts"]),
             _entanglement_finding(tables["entanglement"]),
             _recognition_finding(tables["recognized"]),
+            *_nuclei_findings(features),
         ]
     )

@@ -135,4 +135,5 @@ def audit(
         entanglement=_patient_entanglement(tiles, folds),
         recognized=_group_recognition(tiles, features, seed),
     )
-    return Audit(_list_findings(tiles, folds, tables, _has_image(tiles)), **tables)
+    findings = _list_findings(tiles, folds, tables, _has_image(tiles), features)
+    return Audit(findings, **tables)

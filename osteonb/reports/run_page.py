@@ -198,6 +198,27 @@ def _undefined_table(
     return counts.rename("tiles").reset_index()
 
 
+def _nuclei_quality(
+    features: pd.DataFrame,  # of all tiles
+    labels: pd.Series,  # class of each tile
+) -> str:  # HTML; empty where no feature says it
+    "Return a table, by class, of how far the mask of nuclei holds nuclei, with its explanation."
+    columns = [name for name in features if name.endswith("_objects_Quality")]
+    if not columns:
+        return ""
+    by_class = features[columns[0]].groupby(labels.map(TITLES), observed=True)
+    table = pd.DataFrame(
+        {
+            "tiles with nuclei": by_class.count(),
+            "look like nuclei, median": by_class.median().round(2),
+            "tiles below ½": by_class.apply(lambda quality: int((quality < 0.5).sum())),
+        }
+    )
+    text = "The share of the objects in the mask of nuclei that look like nuclei. Below ½ the mask is "
+    text += "mostly noise, as on pale dead tumor and bone, and so are the features of nuclei there."
+    return _paragraph(text) + html_table(table.rename_axis("class"))
+
+
 def _features_section(
     run: Run,  # with its predictions
     note: str,  # printed on the figure
@@ -219,7 +240,8 @@ def _features_section(
     figure = _plot_features(features[folds.part == "train"], tiles, note)
     description = "Distributions of features by class, training tiles"
     figure = figure_to_html(figure, description)
-    return html_section("Radiomic features", text, _paragraph(dropped), table, figure)
+    nuclei = _nuclei_quality(features, tiles.label)
+    return html_section("Radiomic features", text, _paragraph(dropped), table, nuclei, figure)
 
 # %% ../../nbs/reports/04_run_page.ipynb #4d74c7a9
 _HEADLINES = {
