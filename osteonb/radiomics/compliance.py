@@ -26,8 +26,8 @@ _PHANTOM = np.array(
 )  # (z, y, x); a voxel outside the region of interest has the negative of its level
 
 
-def _phantom_slices() -> list[tuple[np.ndarray, np.ndarray]]:  # of each slice: uint8, and bool
-    "Return levels and region of interest of the phantom's four slices, (4, 5) each."
+def _phantom_slices() -> list[tuple[np.ndarray, np.ndarray]]:  # for each slice: levels (uint8), region (bool)
+    "Return the levels and the region of interest of the phantom's four slices, (4, 5) each."
     return [(abs(levels).astype(np.uint8), levels > 0) for levels in _PHANTOM]
 
 # %% ../../nbs/radiomics/17_compliance.ipynb #33b68fe7
@@ -134,7 +134,7 @@ BJ5W    0.512  discretised intensity uniformity
 
 # %% ../../nbs/radiomics/17_compliance.ipynb #927e56e0
 def _read_references() -> pd.DataFrame:  # columns code, aggregation, reference (text)
-    "Return the consensus values, a row for each, with the three significant digits published."
+    "Return the consensus values, a row for each, as text with the three published significant digits."
     tables = {
         ("2D, averaged", "2D, slice-merged"): _BY_DIRECTION,
         ("2D",): _BY_SLICE,
@@ -152,7 +152,7 @@ _FROM_OURS = {"IPH6": -3}  # IBSI code -> what is added to our value
 
 
 def _features_by_code() -> dict[str, tuple[str, str]]:  # IBSI code -> class, feature
-    "Return the feature that each code of IBSI names, without shapes, which IBSI has in 3D only."
+    "Return the feature that each IBSI code names, without shape, which IBSI has in 3D only."
     found = {}
     for name in ("firstorder", *_TEXTURES):
         for feature in FEATURES[name]:
@@ -165,7 +165,7 @@ def _features_by_code() -> dict[str, tuple[str, str]]:  # IBSI code -> class, fe
 def _measure_phantom(
     measure: Callable,  # (values, mask, classes, is_merged) -> class -> feature -> value
 ) -> dict[str, dict]:  # aggregation -> (class, feature) -> value
-    "Measure the phantom by an implementation, in each aggregation of the reference values."
+    "Measure the phantom with one implementation, in each aggregation of the reference values."
     stacked = np.vstack(_PHANTOM)  # (16, 5): intensities do not depend on the place
     volume = measure(abs(stacked).astype(np.uint8), stacked > 0, ("firstorder",), False)
     found = {"volume": _by_feature(volume)}

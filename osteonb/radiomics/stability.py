@@ -81,7 +81,7 @@ def _scale_stain(
     stain: str,  # of `_STAIN_ROWS`
     factor: float,  # on the concentration, such as 1.1
 ) -> np.ndarray:  # the same shape
-    "Return an image with more or less of one dye."
+    "Return the image with more or less of one dye."
     row = _STAIN_ROWS[stain]
     densities = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
     unmixing = hed_from_rgb[:, row].astype(np.float32)
@@ -98,7 +98,7 @@ _STAIN_FACTORS = (0.9, 1.1)
 
 def _shift(
     rgb: np.ndarray,  # (H, W, 3), uint8
-) -> np.ndarray:  # the same shape; its first row and column are those of the other side
+) -> np.ndarray:  # the same shape; the last row and column become the first
     "Shift an image by one pixel in both directions."
     return np.roll(rgb, (1, 1), axis=(0, 1))
 
@@ -147,7 +147,7 @@ def _measure_versions(
     rgb: np.ndarray,  # (H, W, 3), uint8
     settings: tuple,  # channels, masks, feature classes, bin width
 ) -> np.ndarray:  # (V, F), the original first, then the versions in the order of `_PERTURBATIONS`
-    "Return the features of one image in all its versions, without its outermost pixels."
+    "Return the features of one image in all its versions, each without its outermost pixels."
     original = np.ascontiguousarray(rgb[1:-1, 1:-1])
     rows = [_measure_image(original, settings)]
     for functions in _PERTURBATIONS.values():
@@ -158,8 +158,8 @@ def _measure_versions(
     return np.array(rows)
 
 
-def _version_perturbations() -> np.ndarray:  # (V - 1,), of `_PERTURBATION_NAMES`
-    "Return which perturbation made each version but the first."
+def _version_perturbations() -> np.ndarray:  # (V - 1,), each one of `_PERTURBATION_NAMES`
+    "Return the perturbation behind each version; the first version, the original, has none."
     names = []
     for name, functions in _PERTURBATIONS.items():
         names += [name] * len(functions)
@@ -184,7 +184,7 @@ def _measure_file(
     tile: str,  # its name, for errors
     path: str | Path,  # its file
     settings: tuple,  # channels, masks, feature classes, bin width
-) -> np.ndarray:  # (V, F), of `_measure_versions`
+) -> np.ndarray:  # (V, F), from `_measure_versions`
     "Return the features of one tile in all its versions, or raise an error that names it."
     try:
         return _measure_versions(read_tile(path), settings)
@@ -193,9 +193,9 @@ def _measure_file(
 
 
 def _stability_table(
-    values: np.ndarray,  # (n, V, F), of `_measure_versions` of n tiles
+    values: np.ndarray,  # (n, V, F), from `_measure_versions` for n tiles
     features: list[str],  # their names
-) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each of both
+) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each pair
     "Compare the versions of each perturbation with the originals."
     perturbations = _version_perturbations()
     rows = []
@@ -214,7 +214,7 @@ def feature_stability(
     bin_width: float = 5,  # gray levels in a bin, above 0
     max_tiles: int | None = 100,  # evenly spaced over the table; None for all
     n_jobs: int | None = None,  # processes; None as in `extract`
-) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each of both
+) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each pair
     "Return which features keep their value under changes that mean nothing, eq. (1)."
     check_feature_settings(channels, masks, feature_classes, bin_width)
     if len(tiles) < 2 or (max_tiles is not None and max_tiles < 2):
