@@ -242,6 +242,8 @@ def _features(
     _check_table(out, [data, params])
     if stability:
         _check_table(stability, [data, params, out])
+        if stability_tiles < 2:
+            raise InputError(f"--stability-tiles: got {stability_tiles}, wanted two or more, to compare them")
     from osteonb.radiomics.masked_images import _is_masked_list
     from osteonb.radiomics.nuclei_segmentation import _RELEASE_MPP
 
