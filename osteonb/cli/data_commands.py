@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/cli/02_data_commands.ipynb #b26a762f
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,6 +75,32 @@ def _check_options(
     for option, default in defaults.items():
         if given[option] != default:
             raise InputError(f"--{option.replace('_', '-')}: {advice}")
+
+
+def _check_table(
+    path: Path,  # to write
+    used: list[Path | None],  # files that it must not take the place of
+) -> None:
+    "Raise `InputError`, before any work is done, where a table cannot be written or would replace an input."
+    _check_ending(path, (".parquet", ".csv"))
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file in it")
+    if path.resolve() in [other.resolve() for other in used if other]:
+        raise InputError(f"{path}: is named twice, and would be overwritten; give another name")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problem = "cannot be written to" if folder.is_dir() else "is a file, so it cannot hold a table"
+        raise InputError(f"{path}: {folder} {problem}; choose another folder")
+
+
+def _check_source(
+    data: Path,  # a release or a list
+) -> None:
+    "Raise `InputError` for a list that is absent or has another ending."
+    if data.suffix.lower() == ".csv" and not data.exists():
+        raise InputError(f"{data}: no such file")
+    if data.is_file() and data.suffix.lower() != ".csv":
+        raise InputError(f"{data}: wanted the folder of a release, or a list whose name ends in .csv")
 
 
 def _print_undefined(
@@ -211,8 +238,12 @@ def _features(
     n_jobs: _Jobs = None,
 ) -> None:
     "Compute the radiomic features of every tile, resuming where it was interrupted; or of own regions."
-    for path in (out, stability or out):
-        _check_ending(path, (".parquet", ".csv"))
+    _check_source(data)
+    _check_table(out, [data, params])
+    if stability:
+        _check_table(stability, [data, params, out])
+        if stability_tiles < 2:
+            raise InputError(f"--stability-tiles: got {stability_tiles}, wanted two or more, to compare them")
     from osteonb.radiomics.masked_images import _is_masked_list
     from osteonb.radiomics.nuclei_segmentation import _RELEASE_MPP
 

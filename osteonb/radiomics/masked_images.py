@@ -8,6 +8,7 @@ __all__ = ['extract_masked']
 # %% ../../nbs/radiomics/24_masked_images.ipynb #a29ff058
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,18 @@ def _refuse_picture(
     return ""
 
 
+def _state_sign(
+    values: np.ndarray,  # as Pillow reads them
+    picture: Image.Image,  # that they are of
+) -> np.ndarray:  # the same bytes
+    "Return values with the sign that a TIFF file states; Pillow takes bytes as unsigned, 32 bits as signed."
+    tags = getattr(picture, "tag_v2", {})
+    n_bits, sample_format = (tags.get(tag, (default,))[0] for tag, default in ((258, 1), (339, 1)))
+    if values.dtype.kind in "iu" and values.dtype.itemsize * 8 == n_bits and sample_format in (1, 2):
+        return values.view(f"{'ui'[sample_format - 1]}{n_bits // 8}")
+    return values
+
+
 def _decode_picture(
     picture: Image.Image,  # opened by Pillow
     is_mask: bool,  # keep the numbers of a palette
@@ -62,7 +75,7 @@ def _decode_picture(
     values = np.asarray(picture)
     if values.dtype == bool:
         return values.astype(np.uint8)
-    return values.astype(values.dtype.newbyteorder("="))
+    return _state_sign(values.astype(values.dtype.newbyteorder("=")), picture)
 
 
 def _read_picture(
@@ -75,7 +88,10 @@ def _read_picture(
     try:
         with Image.open(path) as picture:
             values = _decode_picture(picture, what == "mask")
-    except UnidentifiedImageError:  # such as a TIFF file of 64-bit numbers
+    except UnidentifiedImageError as e:
+        if path.suffix.lower() in (".tif", ".tiff"):  # SimpleITK reads floats of 16 bits as whole numbers
+            wanted = "whole numbers of 8, 16 or 32 bits, or floats of 32"
+            raise InputError(f"{what} {path}: no TIFF that can be read; save it as {wanted}") from e
         return _read_image(path, what), False
     except (InputError, Image.DecompressionBombError) as e:
         raise InputError(f"{what} {path}: {e}") from e
@@ -99,20 +115,25 @@ def _is_masked_list(
         columns = set(pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns.str.strip())
     except ValueError:  # no table; whoever reads it says so
         return False
-    return bool(columns.intersection(_REQUIRED_COLUMNS)) and "path" not in columns
+    if columns.intersection(_REQUIRED_COLUMNS) and "path" not in columns:
+        return True
+    # with other separators, or in small letters: refused where it is read
+    names = {name.strip().lower() for name in re.split("[,;\t]", ",".join(columns))}
+    return {"image", "mask"} <= names and "path" not in names
 
 
 def _read_masked_list(
     file: Path,  # a CSV file
 ) -> pd.DataFrame:  # text, by line of the file
     "Read a list of images and masks; raise `InputError` where a column or a cell is missing or wrong."
-    fix = "wanted Image and Mask, and Label if a mask has several regions"
-    as_text = dict(dtype=str, keep_default_na=False)
+    fix = "wanted Image and Mask, so written and separated by commas, and Label if a mask has several regions"
+    as_text = dict(dtype=str, keep_default_na=False, skip_blank_lines=False)
     rows = read_csv(file, _REQUIRED_COLUMNS, fix, tuple(_NUMBER_COLUMNS), **as_text)
+    rows.index = pd.RangeIndex(2, len(rows) + 2)
+    rows = rows.fillna("").apply(lambda column: column.str.strip())
+    rows = rows[(rows != "").any(axis=1)]
     if not len(rows):
         raise InputError(f"{file}: lists no image; add a row for each region")
-    rows = rows.apply(lambda column: column.str.strip())
-    rows.index = pd.RangeIndex(2, len(rows) + 2)
     line = "line " + rows.index.astype(str).to_series(rows.index)
     for column in _REQUIRED_COLUMNS:
         advice = "fill it in or remove the row"
@@ -259,19 +280,22 @@ def _measure_pair(
     task: _Task,  # what to measure
 ) -> list[dict[str, Any] | str]:  # a row of features, or what is wrong, for each case
     "Measure all rows of one picture and mask."
+    files = f" (image {image_path}, mask {mask_path})"
     try:
         image, mask = _read_pair(image_path, mask_path, task)
     except InputError as e:
-        return [str(e)] * len(cases)
+        return [str(e) if str(image_path) in str(e) or str(mask_path) in str(e) else f"{e}{files}"] * len(cases)
     rows = []
     for case in cases:
         try:
             rows.append(_measure_case(image, mask, case, task))
         except InputError as e:
-            rows.append(f"{e} (image {image_path}, mask {mask_path})")
+            rows.append(f"{e}{files}")
+        except (MemoryError, OverflowError) as e:
+            advice = "take smaller gray values or settings, or a part of the picture"
+            rows.append(f"numbers or memory too large ({type(e).__name__}: {e}); {advice}{files}")
         except Exception as e:
-            place = f"line {case.line} (image {image_path}, mask {mask_path})"
-            raise RuntimeError(f"{place}: {type(e).__name__}: {e}") from e
+            raise RuntimeError(f"line {case.line}{files}: {type(e).__name__}: {e}") from e
     return rows
 
 # %% ../../nbs/radiomics/24_masked_images.ipynb #4d1f6771

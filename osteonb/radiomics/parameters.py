@@ -392,7 +392,7 @@ def _check_levels(
 ) -> None:
     "Raise `InputError` where bins are so many that co-occurrences take minutes, as in 16 bits."
     inside = values[region].astype(np.float64)
-    n_bins = settings.bin_count or int(np.ptp(inside) // settings.bin_width) + 1
+    n_bins = settings.bin_count or float(np.ptp(inside)) // settings.bin_width + 1
     if min(n_bins, inside.size) > _MAX_GLCM_LEVELS:
-        problem = f"{n_bins} bins for gray values from {inside.min():g} to {inside.max():g}"
+        problem = f"{n_bins:.7g} bins for gray values from {inside.min():g} to {inside.max():g}"
         raise InputError(f"image: {problem}; set a larger binWidth, or a binCount such as 64")

@@ -100,6 +100,10 @@ def _normalize(
     settings: _Settings,  # normalize_scale, remove_outliers
 ) -> sitk.Image:  # float64
     "Return an image with mean 0 and a given standard deviation."
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() == values.max():
+        problem = f"every pixel of the image is {values.min()}, so it has no deviation to divide by"
+        raise InputError(f"normalize: {problem}; switch it off, or check the image")
     image = sitk.Normalize(image)
     if settings.remove_outliers is not None:
         limit = settings.remove_outliers
@@ -131,6 +135,9 @@ def _crop_to_region(
     return image[part], mask[part]
 
 # %% ../../nbs/radiomics/22_preparation.ipynb #f0b7ff6b
+_MAX_GRID = 2**28  # pixels; two gigabytes of floats
+
+
 @dataclass(frozen=True)
 class _Grid:
     "Hold the pixels that an image is resampled to."
@@ -154,7 +161,12 @@ def _find_grid(
     low = np.maximum(np.floor((first - 0.5) * ratio - margin), 0)
     high = np.ceil((end - 0.5) * ratio + margin)
     high = np.minimum(high, np.ceil(np.array(mask.GetSize()) * ratio) - 1)
-    size = (high - low + 1).astype(int)
+    size = high - low + 1
+    if not size.prod() <= _MAX_GRID:
+        problem = f"pixels of {spacing[0]:g}×{spacing[1]:g} instead of {old[0]:g}×{old[1]:g} make {size.prod():.2g}"
+        advice = f"wanted at most {_MAX_GRID:.2g}; take larger ones, in the unit of the pixel size"
+        raise InputError(f"resampledPixelSpacing: {problem}, {advice}")
+    size = size.astype(int)
     corner = 0.5 * (spacing - old) / old + low / ratio
     return _Grid(tuple(size.tolist()), tuple(spacing.tolist()), tuple(corner.tolist()))
 

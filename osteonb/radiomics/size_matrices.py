@@ -107,6 +107,7 @@ def _count_dependences(
     alpha: float = 0,  # PyRadiomics' gldm_a, in gray levels
 ) -> _SizeMatrix:
     "Count pixels by their level and one more than the number of neighbors that share it."
+    alpha = min(alpha, 2**31 - 1)  # no gray levels differ by more
     counts = _count_dependence_sizes(image, image.steps(offsets), alpha)
     return _make_size_matrix(*counts, image)
 
