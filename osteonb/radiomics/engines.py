@@ -334,10 +334,6 @@ def compute_features(
 ) -> dict[str, float]:  # `<class>_<Feature>` -> value
     "Return the features of one channel under one mask; raise `InputError` where it has none."
     _check_engine_settings(feature_classes, bin_width, engine)
-    if np.ndim(values) != 2 or np.ma.isMaskedArray(values):
-        got = "a masked array" if np.ma.isMaskedArray(values) else f"an array of {np.ndim(values)} dimensions"
-        advice = "one plane, and what to measure in the mask"
-        raise InputError(f"values: got {got}, wanted {advice}")
     mask = _check_mask(mask, np.shape(values))
     values = _check_values(values, mask)
     if reason := _undefined_reason(mask):

@@ -96,7 +96,6 @@ def _fit_directions(
 _MIN_FIT_TILES = 10  # with stain; with fewer there is an `InputError`
 _ADVISED_FIT_TILES = 30  # with fewer there is a warning
 _FIT_PX_PER_TILE = 10_000
-_MAX_COSINE = 0.9999  # of the angle between the stains, 0.8 degrees
 _MIN_TILE_PX = 500  # pixels with stain; a tile with fewer does not count
 
 
@@ -127,7 +126,4 @@ def fit_stain_matrix(
         warnings.warn(message, stacklevel=2)
     densities = np.concatenate(used)
     hematoxylin, eosin = _fit_directions(densities)
-    if hematoxylin @ eosin > _MAX_COSINE:
-        problem = "all tiles have one color, so there are no two stains to tell apart"
-        raise InputError(f"stain matrix: {problem}; wanted colored tiles of hematoxylin and eosin")
     return StainMatrix(hematoxylin, eosin, n_tiles=len(used), n_px=len(densities))
