@@ -223,7 +223,10 @@ def _read_image(
         if source.ndim not in (2, 3) or not source.size or source.dtype.kind not in "biuf":
             got = f"{source.dtype} of shape {source.shape}"
             raise InputError(f"{what}: got {got}, wanted numbers of shape (height, width)")
-        source = source.astype(np.uint8) if source.dtype == bool else source
+        # SimpleITK knows neither truth values, nor floats of 16 or 128 bits, nor another byte order
+        known = {"b1": "u1", "f2": "f4", "f16": "f8"}
+        kind = source.dtype.str[1:]
+        source = np.asarray(source).astype(known.get(kind, kind))
         is_color = source.ndim == 3 and source.shape[2] in (3, 4) and source.shape[0] > 1
         return sitk.GetImageFromArray(source, isVector=is_color)
     if not isinstance(source, str | Path):

@@ -50,6 +50,8 @@ def _label_plane(
         raise InputError("mask: holds fractions, wanted whole numbers: 0 outside, a label inside")
     if values.min() < 0:
         raise InputError(f"mask: holds {values.min()}, wanted 0 outside, and a label from 1 on")
+    if values.max() >= 2**32:
+        raise InputError(f"mask: holds {values.max()}, wanted labels below 2³²; number them from 1 on")
     return sitk.Cast(mask, sitk.sitkUInt32)
 
 
