@@ -58,7 +58,7 @@ def _download(
         f"{folder}: the table and {len(tiles)} tiles, {tiles.fetched.sum()} of them fetched now"
     )
 
-# %% ../../nbs/cli/02_data_commands.ipynb #9a1caa22
+# %% ../../nbs/cli/02_data_commands.ipynb #63a4aa85
 def _names(
     text: str,  # names separated by commas
 ) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def _check_source(
     if data.is_file() and data.suffix.lower() != ".csv":
         raise InputError(f"{data}: wanted the folder of a release, or a list whose name ends in .csv")
 
-
+# %% ../../nbs/cli/02_data_commands.ipynb #16b06607
 def _print_undefined(
     table: "pd.DataFrame",  # of `extract_masked`
 ) -> None:
@@ -129,7 +129,7 @@ def _write_masked(
     typer.echo(f"{len(table)} regions, {table.shape[1] + 1} columns: {out}")
     _print_undefined(table)
 
-
+# %% ../../nbs/cli/02_data_commands.ipynb #6ed873e2
 def _write_tiles(
     data: Path,  # a release or a list of tiles
     out: Path,  # the table to write
