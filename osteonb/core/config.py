@@ -32,8 +32,8 @@ class _DataConfig(_Group):
     tile_mpp: Annotated[float, _Range(0, 1000)] = 0.0
     # whether mixed tiles, under the label that they count as, are trained on; they are tested on
     train_on_mixed: bool = True
-    # fraction of the training groups' tiles that validates, about, in (0, 0.5]
-    valid_fraction: Annotated[float, _Range(1e-9, 0.5)] = 0.2
+    # fraction of the training groups' tiles that validates, about; 0 needs `keep_epoch="last"`
+    valid_fraction: Annotated[float, _Range(0, 0.5)] = 0.2
     # validation by whole scans, or by a whole group where one has all classes
     valid_by: Literal["scan", "group"] = "scan"
 
@@ -68,8 +68,9 @@ class ModelConfig(_Group):
 
     # the network, or a baseline on the same features
     estimator: Literal["network", "majority", "logistic", "trees", "svm"] = "network"
-    # inverse strength of the penalty of `logistic` and `svm`
+    # inverse strength of the penalty of `logistic` and `svm`: on features, and on embeddings
     C: Annotated[float, _Range(1e-12, 1e12)] = 0.1
+    C_image: Annotated[float, _Range(1e-12, 1e12)] = 0.03
     # name of any timm model
     backbone: str = "tf_efficientnet_lite0"
     # `offline` (a PyPI package), `hub`, `none`, or a safetensors file
@@ -114,7 +115,7 @@ class ModelConfig(_Group):
             raise InputError(f"setting 'image_size': got {self.image_size}, wanted 0 or at least 8")
         if self.image_size and self.image_mpp:
             raise InputError("settings 'image_size' and 'image_mpp': both state a scale; keep one")
-        if self.estimator != "network" and self.modality != "radiomics":
+        if self.estimator not in ("network", "logistic") and self.modality != "radiomics":
             fix = "sees features alone; set modality='radiomics'"
             raise InputError(f"setting 'estimator': the baseline {self.estimator!r} {fix}")
 
@@ -143,7 +144,6 @@ class _TrainingConfig(_Group):
     feature_noise: Annotated[float, _Range(0, 1000)] = 0.0
     # AdamW's step; λ moves `lambda_lr` times as fast
     lr: Annotated[float, _Range(1e-12, 1000)] = 1e-3
-    # factor on `lr` for λ
     lambda_lr: Annotated[float, _Range(0, 1e6)] = 8.0
     # AdamW's weight decay; λ has none
     weight_decay: Annotated[float, _Range(0, 1000)] = 0.01
@@ -374,8 +374,8 @@ def _read_toml(
 
 # settings that version 0.1 lacks; at their defaults everything is as it was there
 _NEW_SETTINGS = (
-    "tile_mpp train_on_mixed image_mpp patch_size pooling n_trained_stages decision_rule n_members"
-    " modality_dropout side_loss crop_size stain_jitter keep_epoch"
+    "tile_mpp train_on_mixed image_mpp patch_size pooling C_image n_trained_stages"
+    " decision_rule n_members modality_dropout side_loss crop_size stain_jitter keep_epoch"
 ).split()
 
 
