@@ -326,6 +326,9 @@ def _check_mixed_label(
         raise unknown_name_error("policy for mixed tiles", mixed_label, allowed)
 
 
+_RELEASE_TILE_UM = 1024  # side of a tile of the release, real or synthetic: 1024 pixels of 1 µm
+
+
 def _separate_excluded(
     source: Path,  # what was read, for messages
     table: pd.DataFrame,  # by tile: `patient, slide, x, y, label`, and features of the source
@@ -333,6 +336,7 @@ def _separate_excluded(
     unlisted: pd.Series,  # files without a row, indexed by tile
     mixed_label: str,  # what mixed tiles count as: `non-viable`, `viable`, or `drop`
     cohort: str,  # `TCIA`, `synthetic` or `own`
+    mpp: float | pd.Series = np.nan,  # µm per pixel, the same for all or by tile; `NaN`: unknown
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # tiles and exclusions, as `_read_release` returns them
     "Separate the tiles that can be used from the others; raise `InputError` where there are none."
     reason = found.reason
@@ -345,10 +349,13 @@ def _separate_excluded(
     if not len(tiles):
         reasons = abbreviate(excluded.reason.value_counts().index)
         raise InputError(f"{source}: no tile can be used: {reasons}")
-    tiles["label"] = tiles.label.replace("mixed", mixed_label.replace("-", "_"))
+    mixed = tiles.label == "mixed"
+    tiles["label"] = tiles.label.mask(mixed, mixed_label.replace("-", "_"))
     tiles.insert(0, "path", found.path[tiles.index])
     tiles.insert(6, "cohort", cohort)
     tiles.insert(7, "sha256", found.sha256[tiles.index])
+    tiles.insert(8, "mixed", mixed)
+    tiles.insert(9, "mpp", pd.Series(mpp, table.index, dtype=float)[tiles.index])
     return tiles, excluded.rename_axis("tile")
 
 # %% ../../nbs/data/02_tcia.ipynb #d7705fea
@@ -362,8 +369,8 @@ def _read_release(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # tiles and exclusions, both indexed by tile
     """Read a TCIA release into a table of tiles and a table of exclusions.
 
-    Tiles have the columns `path, patient, slide, x, y, label, cohort, sha256, tcia_…`, exclusions
-    `label, reason, file`. Raises `InputError` where the table or the folder cannot be used.
+    Tiles have the columns `path, patient, slide, x, y, label, cohort, sha256, mixed, mpp, tcia_…`,
+    exclusions `label, reason, file`. Raises `InputError` where the table or the folder cannot be used.
     """
     _check_mixed_label(mixed_label)
     root = Path(root)
@@ -374,4 +381,5 @@ def _read_release(
         found = _rows_without_images(root, table, find_files)
         unlisted = pd.Series(dtype=object)
     cohort = "synthetic" if (root / SYNTHETIC_MARKER).exists() else "TCIA"
-    return _separate_excluded(root, table, found, unlisted, mixed_label, cohort)
+    mpp = _RELEASE_TILE_UM / tile_size
+    return _separate_excluded(root, table, found, unlisted, mixed_label, cohort, mpp)

@@ -30,7 +30,7 @@ from osteonb.data.tcia import (
 
 # %% ../../nbs/data/03_tiles.ipynb #93fe56a4
 _REQUIRED_COLUMNS = ("path", "label", "patient", "slide")
-_OPTIONAL_COLUMNS = ("tile", "x", "y", "scan", "group")
+_OPTIONAL_COLUMNS = ("tile", "x", "y", "scan", "group", "mpp")
 # labels may be spelled as TCIA spells them or as this package does
 _LIST_LABELS = RELEASE_LABELS | {label: label for label in RELEASE_LABELS.values()}
 
@@ -126,9 +126,23 @@ def _tile_positions(
     return positions
 
 # %% ../../nbs/data/03_tiles.ipynb #01478a64
+def _stated_scale(
+    file: Path,  # for messages
+    raw: pd.DataFrame,  # of `_read_list_text`, with `mpp` if it is stated
+    line: pd.Series,  # how to name each row
+) -> pd.Series:  # µm per pixel; `NaN` where it is not stated
+    "Return the scale that a list states; raise `InputError` for what is no scale."
+    text = raw["mpp"] if "mpp" in raw else pd.Series("", raw.index)
+    mpp = pd.to_numeric(text, errors="coerce").astype(float)
+    wrong = (text != "") & ~(np.isfinite(mpp) & (mpp > 0))
+    fix = "wanted µm per pixel above 0, or nothing"
+    check_rows(file, "no scale under 'mpp'", line + " → " + text.map(repr), wrong, fix)
+    return mpp
+
+
 def _read_list_table(
     file: Path,  # a CSV file with a row for each tile
-) -> pd.DataFrame:  # by tile: `path` (as written), `patient`, `slide`, `x`, `y`, `label`
+) -> pd.DataFrame:  # by tile: `path` (as written), `patient`, `slide`, `x`, `y`, `label`, `mpp`
     "Read a list of tiles; raise `InputError` for what is missing, blank, unknown or duplicate."
     raw = _read_list_text(file)
     line = "line " + (raw.index + 2).astype(str).to_series(raw.index)
@@ -136,9 +150,10 @@ def _read_list_table(
     names = raw.tile if "tile" in raw else raw.path.map(lambda path: Path(path).stem)
     fix = "keep one row of each, or add a unique 'tile' column"
     check_rows(file, "a duplicate tile name", line + " → " + names, names.duplicated(), fix)
-    table = raw.assign(label=raw.label.map(_LIST_LABELS), **_tile_positions(file, raw, line))
+    columns = _tile_positions(file, raw, line) | dict(mpp=_stated_scale(file, raw, line))
+    table = raw.assign(label=raw.label.map(_LIST_LABELS), **columns)
     stated = [name for name in ("scan", "group") if name in raw]
-    columns = ["path", "patient", "slide", "x", "y", "label", *stated]
+    columns = ["path", "patient", "slide", "x", "y", "label", *stated, "mpp"]
     return table.set_index(names.rename("tile"))[columns]
 
 # %% ../../nbs/data/03_tiles.ipynb #75725b3b
@@ -158,8 +173,9 @@ def _read_tile_list(
     found["reason"] = found.reason.where(exists, "no file")
     found = found.assign(path=paths.map(lambda path: str(path.resolve())), file=table.path)
     unlisted = pd.Series(dtype=object)
-    table = table.drop(columns="path")
-    return _separate_excluded(file, table, found, unlisted, mixed_label, "own")
+    mpp = table.mpp
+    table = table.drop(columns=["path", "mpp"])
+    return _separate_excluded(file, table, found, unlisted, mixed_label, "own", mpp)
 
 # %% ../../nbs/data/03_tiles.ipynb #bd8490e4
 def read_tiles(
