@@ -115,7 +115,7 @@ def _slide(
         float | None, typer.Option(help="µm per pixel, where the slide does not say.")
     ] = None,
     tile_mpp: Annotated[
-        float | None, typer.Option(help="µm per pixel of your own training tiles.")
+        float | None, typer.Option(help="µm per pixel of the training tiles, where the run lacks it.")
     ] = None,
     overlap: Annotated[
         float, typer.Option(help="Fraction of a tile's side that its neighbor sees too.")

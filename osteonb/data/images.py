@@ -92,14 +92,14 @@ def open_image(
 # %% ../../nbs/data/01_images.ipynb #4e7ca377
 def read_tile(
     path: str | Path,  # an image file
-    size_px: int | None = None,  # side to which it is reduced, pixels; None for its full size
+    size_px: int | None = None,  # side to which it is reduced, pixels; None or 0 for its full size
 ) -> np.ndarray:  # (height, width, 3) or (size_px, size_px, 3), uint8
     "Return the pixels of a tile; raise `InputError` where the file is not a good 8-bit RGB image."
-    image, reason = open_image(path, min_size_px=size_px)
+    image, reason = open_image(path, min_size_px=size_px or None)
     if image is None:
         fix = "fetch the tile again or take it out of the folder"
         raise InputError(f"{path}: {reason}; {fix}")
-    if size_px is None:
+    if not size_px:
         return np.asarray(image)
     while min(image.size) >= 2 * size_px:  # PNG and TIFF, which were decoded at full size
         image = image.reduce(2)

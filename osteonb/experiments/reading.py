@@ -10,6 +10,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core.config import Config
@@ -20,6 +21,7 @@ from ..core.runs import Run
 from ..data.overlaps import assign_groups
 from ..data.splits import find_untrainable_tasks, hold_out_group
 from ..data.tiles import read_tiles, read_unlabeled_tiles
+from ..models.patches import tile_scale
 from ..synthetic.cohort import make_cohort
 
 # %% ../../nbs/experiments/01_reading.ipynb #12b36667
@@ -70,6 +72,20 @@ def _check_trainable(
         fix = "hold out another group or choose another head"
         raise InputError(f"head {config.model.head!r}: {lacking.reason.iloc[0]}; {fix}")
 
+# %% ../../nbs/experiments/01_reading.ipynb #39ab202b
+def _state_scale(
+    data: str | Path,  # where the tiles lie, for messages
+    tiles: pd.DataFrame,  # of `read_tiles`
+    config: Config,  # `tile_mpp`
+) -> pd.DataFrame:  # with `mpp` of all tiles, where it is known
+    "Add the scale that the settings state; raise `InputError` where tiles have two, or another."
+    tile_mpp = config.data.tile_mpp or np.nan
+    try:
+        tile_scale(config, tiles, tile_mpp)
+    except InputError as e:
+        raise InputError(f"{data}: {e}") from None
+    return tiles.assign(mpp=tiles.mpp.fillna(tile_mpp))
+
 # %% ../../nbs/experiments/01_reading.ipynb #18401715
 def _data_or_cohort(
     data: str | Path | None,  # what the user gave
@@ -84,7 +100,7 @@ def _data_or_cohort(
 
 
 def _read_groups(
-    config: Config,  # `mixed_label` and `tile_size` are read
+    config: Config,  # `mixed_label`, `tile_size` and `tile_mpp` are read
     data: str | Path,  # a release's folder, real or synthetic, or a CSV that lists tiles
     cache_dir: str | Path,  # where overlaps of tiles are cached
     n_jobs: int | None,  # threads that decode
@@ -95,7 +111,7 @@ def _read_groups(
     tiles, excluded = read_tiles(
         data, settings.mixed_label, settings.tile_size, n_jobs, images, find_files=True
     )
-    return _find_groups(tiles, cache_dir), excluded
+    return _find_groups(_state_scale(data, tiles, config), cache_dir), excluded
 
 
 def _read_data(
@@ -148,7 +164,7 @@ def _write_data(
     for name, table in tables.items():
         run.write(name, table)
 
-# %% ../../nbs/experiments/01_reading.ipynb #8b96e317
+# %% ../../nbs/experiments/01_reading.ipynb #e0540a94
 def _exclusion_text(
     data: str | Path,  # where the tiles lie
     excluded: pd.DataFrame,  # with `reason`
@@ -158,13 +174,30 @@ def _exclusion_text(
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.items())
     return f"{data}: {len(excluded)} left out ({reasons}): {abbreviate(excluded.index)}"
 
+# %% ../../nbs/experiments/01_reading.ipynb #5ae4e7e1
+def _check_same_scale(
+    data: str | Path,  # where the new tiles lie, for the message
+    config: Config,  # of the run: `image_mpp`, `modality`, `tile_mpp`
+    training: pd.DataFrame,  # training tiles, with `mpp` where it is known
+    tiles: pd.DataFrame,  # tiles to be predicted, with `mpp` where it is known
+) -> None:
+    "Raise `InputError` where both scales are known and differ by more than 5 %."
+    learned = tile_scale(config, training)
+    if config.model.image_mpp and config.model.modality == "image":
+        learned = np.nan  # any scale is brought to one
+    try:
+        tile_scale(config, tiles, learned, "the run was trained on")
+    except InputError as e:
+        raise InputError(f"{data}: {e}") from None
 
+# %% ../../nbs/experiments/01_reading.ipynb #8b96e317
 def read_unseen_tiles(
     config: Config,  # `mixed_label`, `tile_size`, `modality`, `feature_source` are read
     data: str | Path,  # a release's folder, a CSV of tiles, or a folder of images without a table
     n_jobs: int | None = None,  # threads that decode
+    training_tiles: pd.DataFrame | None = None,  # of the run, whose scale the tiles must have
 ) -> pd.DataFrame:  # tiles; the label is None where there is no table
-    "Read tiles that are to be predicted, with a warning where some cannot be used."
+    "Read tiles to be predicted, with a warning for unusable ones; raise `InputError` for another scale."
     size = config.data.tile_size
     images = needs_images(config)
     if Path(data).is_dir() and not any(Path(data).rglob("*.csv")) and images:
@@ -174,4 +207,6 @@ def read_unseen_tiles(
         tiles, excluded = read_tiles(data, mixed, size, n_jobs, images, find_files=True)
     if len(excluded):
         warnings.warn(_exclusion_text(data, excluded), stacklevel=2)
+    if training_tiles is not None:
+        _check_same_scale(data, config, training_tiles, tiles)
     return tiles

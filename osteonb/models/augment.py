@@ -50,7 +50,8 @@ def _rotate_hue(
     angle: float,  # radians
 ) -> np.ndarray:  # (3, 3)
     "Return the rotation of RGB about the grey axis (Rodrigues' formula)."
-    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # cross product, (1, 1, 1)/√3
+    # cross product with (1, 1, 1)/√3
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     return np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * axis @ axis
 
 
@@ -88,20 +89,55 @@ def sample_augmentations(
 
 # %% ../../nbs/models/02_augment.ipynb #f7fdebdd
 def augment_batch(
-    images: Tensor,  # (B, 3, R, R) uint8
+    images: Tensor,  # (B, 3, R, R) bytes, or floats from 0 to 1
     affine: Tensor,  # (B, 2, 3)
     color: Tensor,  # (B, 3, 3)
     offset: Tensor,  # (B,) fraction of the mean grey
     side: int,  # of the result, pixels
 ) -> Tensor:  # (B, 3, side, side) in [0, 1]; white where the tile ends
     "Apply sampled changes to a batch, on the device where it lies."
-    x = 1 - images.float() / 255  # 0 is white, which is what lies outside
+    x = images.float() / 255 if images.dtype == torch.uint8 else images
+    x = 1 - x  # 0 is white, which is what lies outside
     grid = affine_grid(affine, [len(x), 3, side, side], align_corners=False)
     x = 1 - grid_sample(x, grid, align_corners=False)
     weights = torch.tensor(_GREY_WEIGHTS, dtype=x.dtype, device=x.device)
     grey = torch.einsum("c,bchw->b", weights, x) / side**2  # (B,) mean grey
     x = torch.einsum("bij,bjhw->bihw", color, x)
     return (x + (offset * grey)[:, None, None, None]).clamp(0, 1)
+
+# %% ../../nbs/models/02_augment.ipynb #add73a3c
+# optical density of red, green and blue by a unit of hematoxylin and of eosin (Ruifrok and Johnston 2001)
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+_STAINS = np.vstack([_STAINS, np.cross(*_STAINS)])  # (3, 3): the residual is orthogonal to both
+
+
+def _stain_matrix(
+    factors: np.ndarray,  # (3,) of hematoxylin, eosin and the residual
+) -> np.ndarray:  # (3, 3), from densities to changed densities
+    "Return the matrix that multiplies the amount of each stain."
+    return _STAINS.T @ np.diag(factors) @ np.linalg.inv(_STAINS.T)
+
+
+def _sample_stains(
+    draws: list[int],  # of n tiles, draw n·e + i is tile i in epoch e
+    seed: int,  # of the run
+    jitter: float,  # largest change of an amount, as a fraction
+) -> Tensor:  # (B, 3, 3) float32
+    "Draw changes of stain; each depends on the seed and its own number alone."
+    matrices = []
+    for draw in draws:
+        rng = np.random.default_rng([seed, draw, 2])  # not the numbers of the other changes
+        matrices.append(_stain_matrix(rng.uniform(1 - jitter, 1 + jitter, 3)))
+    return torch.tensor(np.array(matrices), dtype=torch.float32)
+
+
+def _change_stains(
+    images: Tensor,  # (B, P, 3, s, s) bytes
+    matrices: Tensor,  # (B, 3, 3)
+) -> Tensor:  # (B, P, 3, s, s) in [0, 1]
+    "Change the stain of all patches of a tile by its matrix, on the device where they lie."
+    density = -(images.float().clamp(min=1) / 255).log()
+    return (-torch.einsum("bij,bpjhw->bpihw", matrices, density)).exp().clamp(0, 1)
 
 # %% ../../nbs/models/02_augment.ipynb #8c1b11c4
 def cached_side_px(
@@ -110,6 +146,24 @@ def cached_side_px(
 ) -> int:
     "Return the side at which tiles are kept."
     return int(np.ceil(image_size / np.sqrt(_MIN_CROP_AREA))) if augment else image_size
+
+# %% ../../nbs/models/02_augment.ipynb #698173bf
+def _random_crop(
+    pixels: np.ndarray,  # (S, S, 3)
+    draw: int,  # of n tiles, draw n·e + i is tile i in epoch e
+    seed: int,  # of the run
+    crop_size: int,  # side of the crop, pixels; a tile that is smaller stays whole
+    turn: bool,  # whether the crop is turned by quarters and mirrored
+) -> np.ndarray:  # (crop_size, crop_size, 3)
+    "Cut a window at a random place; it depends on the seed and the draw alone."
+    rng = np.random.default_rng([seed, draw, 1])  # not the numbers of the other changes
+    size = min(crop_size, len(pixels))
+    y, x = rng.integers(len(pixels) - size + 1, size=2)
+    crop = pixels[y : y + size, x : x + size]
+    if not turn:
+        return crop
+    crop = np.rot90(crop, rng.integers(4))
+    return crop[:, ::-1] if rng.integers(2) else crop
 
 # %% ../../nbs/models/02_augment.ipynb #cd5cfde2
 def _eight_orientations(

