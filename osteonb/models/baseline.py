@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 from ..core.config import Config
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, HEADS, PROBABILITY_COLUMNS
-from .loss import _group_names, _group_weights, _trainable_config
+from .loss import _fitted_tiles, _group_names, _group_weights, _trainable_config
 from .scaling import fit_scaler
 
 # %% ../../nbs/models/10_baseline.ipynb #ab8fa568
@@ -132,10 +132,11 @@ def predict_baseline(
 ) -> pd.DataFrame:  # of validation and test tiles; columns as in `predict`
     "Fit a baseline on the training groups and predict the others; raise `InputError` as `fit`."
     part = folds.part.reindex(tiles.index)
-    config = _trainable_config(config, tiles[part == "train"])
+    config = _trainable_config(config, _fitted_tiles(config, tiles, part))
     tables = []
     for name, parts in (("valid", ["train"]), ("test", ["train", "valid"])):
-        known, others = tiles[part.isin(parts)], tiles[part == name]
+        known = _fitted_tiles(config, tiles, part.where(~part.isin(parts), "train"))
+        others = tiles[part == name]
         if not len(others):
             continue
         table = others[[column for column in _COLUMNS if column in others]].copy()

@@ -240,7 +240,8 @@ def _trained_head(
     "Return the one task that a hierarchical network was trained for, where training lacked a class."
     try:
         with safe_open(path, "pt") as file:
-            names = {name.split(".")[1] for name in file.keys() if name.startswith("heads.")}
+            # `heads.tumor.weight`, and of a late fusion `side_heads.image.tumor.weight`
+            names = {name.split(".")[-2] for name in file.keys() if "heads." in name}
     except Exception:
         return head  # `_load_weights` says what is wrong
     is_reduced = head == "hierarchical" and len(names) == 1 and names <= set(TASKS)

@@ -15,6 +15,7 @@ from ..core.config import Config, ModelConfig
 from ..core.errors import InputError
 from ..core.labels import HEADS
 from .backbone import Backbone
+from .pooling import _PatchPooling
 from .scaling import _FeatureScaler
 
 # %% ../../nbs/models/05_fusion.ipynb #792e69f2
@@ -72,6 +73,8 @@ class _NetworkOutput(NamedTuple):
 
     logits: dict[str, Tensor]  # `tumor` and `viability`: (B,) each; or `classes`: (B, 3)
     gate: Tensor | None  # (B,) weight of the image side in [0, 1], where there is a gate
+    sides: dict[str, dict[str, Tensor]] = {}  # `image`, `radiomics` -> logits of a side's own heads
+    patch_weights: Tensor | None = None  # (B, P) weights of the patches, where they are learned
 
 
 def _head_logits(
@@ -91,6 +94,14 @@ def _make_heads(
     return nn.ModuleDict({name: nn.Linear(width, n) for name, n in n_outputs.items()})
 
 
+def _answers(
+    heads: nn.ModuleDict,  # of `_make_heads`
+    x: Tensor,  # (B, width)
+) -> dict[str, Tensor]:  # head -> logits
+    "Return the logits of some heads."
+    return {name: _head_logits(name, head(x)) for name, head in heads.items()}
+
+
 def _check_features_vary(
     modality: str,  # `image`, `radiomics` or `fusion`
     n_radiomics: int,  # features that vary in training
@@ -100,62 +111,108 @@ def _check_features_vary(
         fix = "use modality='image' or other masks and channels"
         raise InputError(f"modality {modality!r}: no radiomic feature varies in training; {fix}")
 
+# %% ../../nbs/models/05_fusion.ipynb #3b8e9137
+def _mean_logits(
+    sides: dict[str, dict[str, Tensor]],  # of each side, `tumor` and others -> logits
+) -> dict[str, Tensor]:
+    "Average the logits of the sides, head by head."
+    first = next(iter(sides.values()))
+    return {name: torch.stack([side[name] for side in sides.values()]).mean(0) for name in first}
+
+# %% ../../nbs/models/05_fusion.ipynb #a72768d8
+def _drop_sides(
+    sides: list[Tensor],  # (B, width) of image and radiomics
+    fraction: float,  # of the tiles that lack one side
+) -> list[Tensor]:
+    "Set one side of some tiles to zero, each side as often as the other."
+    dropped = torch.rand(len(sides[0]), 1, device=sides[0].device) < fraction
+    is_image = torch.rand(len(sides[0]), 1, device=sides[0].device) < 0.5
+    image, radiomics = sides
+    return [image * ~(dropped & is_image), radiomics * ~(dropped & ~is_image)]
+
 # %% ../../nbs/models/05_fusion.ipynb #0e86a8d8
 class FusionNet(nn.Module):
     "Answer the tasks of a head from images, radiomics, or both."
 
     def __init__(
         self,
-        config: ModelConfig,  # `modality`, `fusion`, `head`, `width`, `gate_width`, `dropout`
+        config: ModelConfig,  # `modality`, `fusion`, `head`, `pooling`, `width`, `gate_width`, `dropout`
         n_image: int = 0,  # width of the embedding, where the modality has images
         n_radiomics: int = 0,  # number of features, where it has radiomics
         backbone: nn.Module | None = None,  # is trained with the network; None for embeddings
+        side_heads: bool = False,  # each side of a fusion answers too; always in late fusion
+        modality_dropout: float = 0.0,  # fraction of training tiles that lack one side of a fusion
     ) -> None:
         super().__init__()
         _check_features_vary(config.modality, n_radiomics)
-        modality, width, dropout = config.modality, config.width, config.dropout
         self.backbone = backbone
-        self.image = self.radiomics = self.gate = None
-        if modality != "radiomics":
-            self.image = _image_projection(n_image, width, dropout)
-        if modality != "image":
-            self.radiomics = _radiomics_encoder(n_radiomics, width, dropout)
-        fused = width  # units after fusion
-        if modality == "fusion" and config.fusion == "gate":
-            self.gate = _AttentionGate(width, config.gate_width, dropout)
-        elif modality == "fusion":
-            fused = 2 * width
-        self.heads = _make_heads(config.head, fused)
+        self.modality_dropout = modality_dropout
+        self.pool = self.image = self.radiomics = self.gate = None
+        if config.modality != "radiomics":
+            self.pool = _PatchPooling(config.pooling, n_image)
+            self.image = _image_projection(self.pool.width, config.width, config.dropout)
+        if config.modality != "image":
+            self.radiomics = _radiomics_encoder(n_radiomics, config.width, config.dropout)
+        self._add_heads(config, side_heads)
+
+    def _add_heads(self, config: ModelConfig, side_heads: bool) -> None:
+        "Add the gate, the heads of the joined sides, and those of each side, as far as they are used."
+        self.side_heads = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        both = config.modality == "fusion"
+        late = both and config.fusion == "late"
+        if both and config.fusion == "gate":
+            self.gate = _AttentionGate(config.width, config.gate_width, config.dropout)
+        if not late:
+            joined = 2 * config.width if both and config.fusion == "concat" else config.width
+            self.heads = _make_heads(config.head, joined)
+        if late or (both and side_heads):
+            for side in ("image", "radiomics"):
+                self.side_heads[side] = _make_heads(config.head, config.width)
 
     def forward(
         self,
-        image: Tensor | None = None,  # (B, 3, S, S) with a backbone, else (B, n_image)
+        image: Tensor | None = None,  # (B, P, 3, s, s) with a backbone, else (B, P, n_image)
         radiomics: Tensor | None = None,  # (B, n_radiomics) scaled features
     ) -> _NetworkOutput:
         "Return logits and gate; what the modality lacks is ignored."
-        embedding = image if self.backbone is None else self.backbone(image)
-        return self.answer(embedding, radiomics)
+        return self.answer(image if self.backbone is None else self.embed(image), radiomics)
+
+    def embed(
+        self,
+        image: Tensor,  # (B, P, 3, s, s), or (B, 3, S, S) of whole tiles
+    ) -> Tensor:  # (B, P, n_image), or (B, n_image)
+        "Pass patches through the network's own backbone."
+        if image.ndim == 4:
+            return self.backbone(image)
+        return self.backbone(image.flatten(0, 1)).unflatten(0, image.shape[:2])
 
     def answer(
         self,
-        image: Tensor | None = None,  # (B, n_image) embeddings
+        image: Tensor | None = None,  # (B, P, n_image) embeddings, or (B, n_image) of whole tiles
         radiomics: Tensor | None = None,  # (B, n_radiomics) scaled features
     ) -> _NetworkOutput:
         "Return logits and gate from embeddings, with or without a backbone."
-        sides = []  # (B, width) each
+        sides = {}  # (B, width) each
+        patch_weights = gate = None
         if self.image is not None:
-            sides.append(self.image(image))
+            pooled, patch_weights = self.pool(image)
+            sides["image"] = self.image(pooled)
         if self.radiomics is not None:
-            sides.append(self.radiomics(radiomics))
-        fused, weight = torch.cat(sides, 1), None
+            sides["radiomics"] = self.radiomics(radiomics)
+        if self.training and self.modality_dropout and len(sides) == 2:
+            sides = dict(zip(sides, _drop_sides(list(sides.values()), self.modality_dropout)))
+        own = {name: _answers(heads, sides[name]) for name, heads in self.side_heads.items()}
+        if not self.heads:
+            return _NetworkOutput(_mean_logits(own), None, own, patch_weights)
+        fused = torch.cat(list(sides.values()), 1)
         if self.gate is not None:
-            fused, weight = self.gate(*sides)
-        logits = {name: _head_logits(name, head(fused)) for name, head in self.heads.items()}
-        return _NetworkOutput(logits, weight)
+            fused, gate = self.gate(*sides.values())
+        return _NetworkOutput(_answers(self.heads, fused), gate, own, patch_weights)
 
 # %% ../../nbs/models/05_fusion.ipynb #4f39df50
 def make_network(
-    config: Config,  # all of `model`
+    config: Config,  # all of `model`; `side_loss` and `modality_dropout`
     backbone: Backbone | None,  # from `make_backbone`
     scaler: _FeatureScaler | None,  # fitted on training tiles
 ) -> FusionNet:
@@ -163,7 +220,9 @@ def make_network(
     n_image = backbone.width if backbone else 0
     n_radiomics = 0 if scaler is None else len(scaler.mean)
     inside = None if config.model.freeze_backbone else backbone
-    return FusionNet(config.model, n_image, n_radiomics, inside)
+    training = config.training
+    sides = (training.side_loss > 0, training.modality_dropout)
+    return FusionNet(config.model, n_image, n_radiomics, inside, *sides)
 
 # %% ../../nbs/models/05_fusion.ipynb #0b4523e2
 class TrainedModel(NamedTuple):

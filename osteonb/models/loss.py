@@ -206,6 +206,31 @@ class HierarchicalLoss(nn.Module):
         "Clamp λ in place; call it after each step of the optimizer."
         self.balance.clamp_weights()
 
+    def task_losses(
+        self,
+        logits: dict[str, Tensor],  # of the network, or of one of its sides
+        target: Tensor,  # (B,) class of each tile, 0 to 2
+        counts: dict[str, Tensor] | None = None,  # for each head, (B,) how much a tile counts
+    ) -> dict[str, Tensor]:
+        "Return the weighted loss of each head, before the balance between tasks."
+        same = torch.ones(len(target), device=target.device)
+        parts = {}
+        for head in self.heads:
+            tile_weight = same if counts is None else counts[head]
+            class_weight = self.get_buffer(f"weight_{head}")
+            parts[head] = _head_loss(head, logits[head], target, tile_weight, class_weight)
+        return parts
+
+    def side_loss(
+        self,
+        sides: dict[str, dict[str, Tensor]],  # of image and radiomics, logits of their own heads
+        target: Tensor,  # (B,) class of each tile, 0 to 2
+        counts: dict[str, Tensor] | None = None,  # for each head, (B,) how much a tile counts
+    ) -> Tensor:  # scalar
+        "Return the mean over the sides of the sum of their tasks' losses, each task counted once."
+        losses = [sum(self.task_losses(own, target, counts).values()) for own in sides.values()]
+        return torch.stack(losses).mean()
+
     def forward(
         self,
         logits: dict[str, Tensor],  # of the network
@@ -213,12 +238,7 @@ class HierarchicalLoss(nn.Module):
         counts: dict[str, Tensor] | None = None,  # for each head, (B,) how much a tile counts
     ) -> _Losses:
         "Return the balanced loss of a batch and its parts."
-        same = torch.ones(len(target), device=target.device)
-        parts = {}
-        for head in self.heads:
-            tile_weight = same if counts is None else counts[head]
-            class_weight = self.get_buffer(f"weight_{head}")
-            parts[head] = _head_loss(head, logits[head], target, tile_weight, class_weight)
+        parts = self.task_losses(logits, target, counts)
         weights = dict(zip(self.heads, self.balance.weights().tolist()))
         return _Losses(self.balance(torch.stack(list(parts.values()))), parts, weights)
 
@@ -256,6 +276,18 @@ def _trainable_config(
     text = f"{problem}: {TITLES[left_out].lower()!r} cannot be trained"
     warnings.warn(f"{text}, and {TITLES[kept].lower()!r} is trained alone", stacklevel=3)
     return config.replace(head=kept)
+
+# %% ../../nbs/models/06_loss.ipynb #10036849
+def _fitted_tiles(
+    config: Config,  # `train_on_mixed`
+    tiles: pd.DataFrame,  # with `mixed` where a source states it
+    part: pd.Series,  # `train`, `valid` or `test` of each tile
+) -> pd.DataFrame:
+    "Return the tiles of the training part that a model is fitted on."
+    train = tiles[part == "train"]
+    if config.data.train_on_mixed or "mixed" not in train:
+        return train
+    return train[~train.mixed]
 
 # %% ../../nbs/models/06_loss.ipynb #21d107ba
 def _make_loss(

@@ -78,11 +78,16 @@ def _check_validation(
 
 
 def _check_finite(
-    history: pd.DataFrame,  # with `epoch` and `valid_score`
+    history: pd.DataFrame,  # with `epoch`, `valid_score` and `train_loss`
+    keep_epoch: str = "best",  # the epoch that is kept: `best` on validation, or `last`
 ) -> None:
-    "Warn of an epoch without a score; raise `InputError` where there is no other."
-    diverged = history.epoch[~np.isfinite(history.valid_score)]
+    "Warn of an epoch that diverged; raise `InputError` where none can be kept."
+    score = history.valid_score if keep_epoch == "best" else history.train_loss
+    diverged = history.epoch[~np.isfinite(score)]
     fix = "lower the settings 'lr', 'weight_decay' or 'feature_noise'"
+    if len(diverged) and keep_epoch == "last":
+        problem = f"training diverged in epoch {diverged.iloc[0]}: its weights overflowed"
+        raise InputError(f"{problem}, and the last epoch was to be kept; {fix}")
     if len(diverged) == len(history):
         raise InputError(f"training diverged in its first epoch: its weights overflowed; {fix}")
     if len(diverged):

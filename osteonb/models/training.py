@@ -35,6 +35,7 @@ from .batches import _add_feature_noise, _augment_pixels, make_dataset, make_loa
 from .fusion import FusionNet, TrainedModel, _NetworkOutput, make_network
 from osteonb.models.loss import (
     HierarchicalLoss,
+    _fitted_tiles,
     _logits_to_probabilities,
     _make_loss,
     _tile_weights,
@@ -82,9 +83,9 @@ class _ShardedNetwork(L.LightningModule):
         "Pass a batch through the network; collect the embeddings of other processes."
         image = batch.get("image")  # pixels for a backbone that is trained, else embeddings
         if self.net.backbone is not None:
-            image = self.net.backbone(image)
+            image = self.net.embed(image)
         if self.shard[1] > 1 and image is not None:
-            # (processes, shard, width) -> (processes · shard, width)
+            # (processes, shard, …) -> (processes · shard, …)
             gathered = self.all_gather(image, sync_grads=True).flatten(0, 1)
             image = gathered[: len(batch["target"])]  # the last shard was padded
         return self.net.answer(image, batch.get("radiomics"))
@@ -92,7 +93,8 @@ class _ShardedNetwork(L.LightningModule):
     def on_train_start(self) -> None:
         "Set the shard that the datasets read."
         for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
-            batches.dataset.shard = self.shard
+            if batches is not None:  # there may be no validation
+                batches.dataset.shard = self.shard
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
         "Apply the random changes of each tile to its pixels, on their device."
@@ -130,8 +132,12 @@ class Learner(_ShardedNetwork):
         counts = {k.removeprefix("counts_"): v for k, v in batch.items() if k.startswith("counts_")}
         output = self(_add_feature_noise(batch, self.config.training.feature_noise))
         losses = self.loss(output.logits, batch["target"], counts or None)
+        total = losses.total
+        if output.sides:
+            own = self.loss.side_loss(output.sides, batch["target"], counts or None)
+            total = total + self.config.training.side_loss * own
         tasks = {f"loss_{task}": loss.detach() for task, loss in losses.tasks.items()}
-        return dict(loss=losses.total) | tasks
+        return dict(loss=total) | tasks
 
     def validation_step(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
         "Return the probabilities of a batch; the AUC is computed later, from all batches at once."
@@ -199,8 +205,18 @@ class _History(Callback):
         # a float would be rounded to 32 bits, and so would a mean; a maximum is not
         value = torch.tensor(score["valid_score"], dtype=torch.float64)
         learner.log("valid_score", value, reduce_fx="max")
+        score["valid_loss"] = float(np.mean([b["loss"].item() for b in self.validated]))
+        self._add_row(trainer, learner, score)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: Learner) -> None:
+        "Add the epoch's row where there is no validation."
+        if not self.validated:
+            names = ("valid_auc", "valid_log_loss", "valid_score", "valid_loss")
+            self._add_row(trainer, learner, dict.fromkeys(names, np.nan))
+
+    def _add_row(self, trainer: L.Trainer, learner: Learner, score: dict[str, float]) -> None:
+        "Add a row with the means of the training losses, the validation's score, and the balance."
         row = dict(epoch=trainer.current_epoch) | pd.DataFrame(self.steps).mean().to_dict()
-        row["valid_loss"] = float(np.mean([b["loss"].item() for b in self.validated]))
         self.rows.append(row | score | _balance_row(learner.loss))
 
 # %% ../../nbs/models/09_training.ipynb #cfef8149
@@ -219,7 +235,9 @@ class _EpochBar(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: Learner) -> None:
         "Show the epoch's score on validation."
-        self.bar.set_postfix(score=f"{trainer.callback_metrics['valid_score']:.3f}")
+        score = trainer.callback_metrics.get("valid_score")  # None without validation
+        if score is not None:
+            self.bar.set_postfix(score=f"{score:.3f}")
         self.bar.update()
 
     def on_train_end(self, trainer: L.Trainer, learner: Learner) -> None:
@@ -326,22 +344,33 @@ def _make_trainer(
     )
 
 # %% ../../nbs/models/09_training.ipynb #2c5681b6
-def train_loop(
-    learner: Learner,  # left with the weights of its best epoch
-    train: DataLoader,  # of the training part
-    valid: DataLoader,  # of the validation part
-    folder: Path,  # for `checkpoints/`
-) -> pd.DataFrame:  # the history: a row for each epoch
-    "Train, stop early, keep the best epoch; raise `InputError` where training diverges at once."
-    config, checkpoints = learner.config, folder / "checkpoints"
+def _make_callbacks(
+    config: Config,  # `keep_epoch` and `patience`
+    checkpoints: Path,  # folder
+) -> list[Callback]:
+    "Return what Lightning calls: history, checkpoints, early stopping, and a progress bar."
+    last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False)  # to resume from
+    if config.training.keep_epoch == "last":
+        return [_History(), last, _EpochBar()]
     score = dict(monitor="valid_score", mode="max")
     best = _BestCheckpoint(checkpoints, "best", enable_version_counter=False, **score)
-    last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False)  # to resume from
     stop = EarlyStopping(patience=config.training.patience, **score)
+    return [_History(), best, last, stop, _EpochBar()]
+
+
+def train_loop(
+    learner: Learner,  # left with the weights of the epoch that is kept
+    train: DataLoader,  # of the training part
+    valid: DataLoader | None,  # of the validation part; None where there is none
+    folder: Path,  # for `checkpoints/`
+) -> pd.DataFrame:  # the history: a row for each epoch
+    "Train, stop early, keep an epoch; raise `InputError` where training diverges at once."
+    config, checkpoints = learner.config, folder / "checkpoints"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = _make_trainer(config, [_History(), best, last, stop, _EpochBar()], folder)
-    best_path, last_path = checkpoints / "best.ckpt", checkpoints / "last.ckpt"
-    resume = last_path if last_path.exists() and best_path.exists() else None
+    trainer = _make_trainer(config, _make_callbacks(config, checkpoints), folder)
+    kept_path = checkpoints / f"{config.training.keep_epoch}.ckpt"
+    last_path = checkpoints / "last.ckpt"
+    resume = last_path if last_path.exists() and kept_path.exists() else None
     if config.training.compile_backbone and learner.net.backbone is not None:
         learner.net.backbone.body.compile()
     if config.training.devices > 1:
@@ -350,13 +379,13 @@ def train_loop(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner.train(), train, valid, ckpt_path=resume, weights_only=True)
-    kept = torch.load(best_path, map_location="cpu", weights_only=True)
+    kept = torch.load(kept_path, map_location="cpu", weights_only=True)
     ended = torch.load(last_path, map_location="cpu", weights_only=True)
     trainer.strategy.barrier()  # the first process may remove the files: wait until all have read them
     learner.cpu().load_state_dict(kept["state_dict"])
     learner.eval()
     history = pd.DataFrame(_callback_states(ended)[_History.state_key]["rows"])
-    _check_finite(history)
+    _check_finite(history, config.training.keep_epoch)
     return history
 
 # %% ../../nbs/models/09_training.ipynb #a6ce90c5
@@ -368,12 +397,13 @@ def fit(
     folder: str | Path | None = None,  # for checkpoints, to resume from; None keeps none
     cache_dir: str | Path | None = None,  # where embeddings and pixels are kept
 ) -> tuple[TrainedModel, pd.DataFrame]:  # what prediction needs, and a row for each epoch
-    "Fit one variant and keep its best epoch; raise `InputError` for parts that cannot be used."
+    "Fit one variant and keep an epoch; raise `InputError` for parts that cannot be used."
     set_seed(config.training.seed)
     part = folds.part.reindex(tiles.index)
-    train, valid = tiles[part == "train"], tiles[part == "valid"]
+    train, valid = _fitted_tiles(config, tiles, part), tiles[part == "valid"]
     config = _trainable_config(config, train)
-    _check_validation(config, valid)
+    if config.training.keep_epoch == "best":
+        _check_validation(config, valid)
     scaler = None
     if config.model.modality != "image":
         c = config.radiomics
@@ -386,7 +416,9 @@ def fit(
     weights = _tile_weights(config, train)
     train_data = make_dataset(config, train, *inputs, config.training.augment, weights)
     train_batches = make_loader(train_data, size, seed)
-    valid_batches = make_loader(make_dataset(config, valid, *inputs), size)
+    valid_batches = None
+    if len(valid):
+        valid_batches = make_loader(make_dataset(config, valid, *inputs), size)
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         history = train_loop(learner, train_batches, valid_batches, Path(place))
     return TrainedModel(config, net, scaler, backbone), history
