@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import _Cache, _Jobs, _check_ending, _command
+from .app import _Cache, _Jobs, _check_ending, _command, _jobs_option
 from ..core.errors import InputError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _synthesize(
 @_command
 def _download(
     folder: Annotated[Path, typer.Argument(help="The release's folder: new, or begun before.")],
-    n_jobs: Annotated[int, typer.Option("--jobs", help="Transfers at a time.")] = 4,
+    n_jobs: Annotated[int, typer.Option("--jobs", min=1, help="Transfers at a time.")] = 4,
     timeout: Annotated[
         float, typer.Option(help="Seconds for which a server may be silent.")
     ] = 60.0,
@@ -102,6 +102,38 @@ def _check_source(
     if data.is_file() and data.suffix.lower() != ".csv":
         raise InputError(f"{data}: wanted the folder of a release, or a list whose name ends in .csv")
 
+# %% ../../nbs/cli/02_data_commands.ipynb #mpp00002
+def _check_mpp(
+    mpp: float | None,  # of `--mpp`; None where it is not given
+) -> float | None:  # the same
+    "Raise `typer.BadParameter`, the error of an option, for a size that no pixel has."
+    if mpp is not None and not 0 < mpp < float("inf"):
+        raise typer.BadParameter(f"got {mpp:g}, wanted micrometers a pixel, above 0")
+    return mpp
+
+
+_Mpp = Annotated[
+    float | None,
+    typer.Option(
+        callback=_check_mpp,
+        help="Micrometers a pixel; default 1 for tiles, as the release, and the files' for own regions.",
+    ),
+]
+
+
+def _check_nuclei_mpp(
+    names: list[tuple[str, ...]],  # channels, masks, classes
+    mpp: float,  # micrometers a pixel
+) -> None:
+    "Raise `InputError`, before any tile is read, for pixels in which no nucleus can be found."
+    from osteonb.radiomics import nuclei_segmentation
+
+    if "nuclei" in names[1] or "objects" in names[2]:
+        try:
+            nuclei_segmentation._check_mpp(mpp)
+        except InputError as e:
+            raise InputError(f"--{e}") from e
+
 # %% ../../nbs/cli/02_data_commands.ipynb #16b06607
 def _print_undefined(
     table: "pd.DataFrame",  # of `extract_masked`
@@ -148,6 +180,7 @@ def _write_tiles(
     from osteonb.radiomics.extraction import check_feature_settings, extract, undefined_features
 
     check_feature_settings(*names, bin_width, engine)  # before any tile is read
+    _check_nuclei_mpp(names, mpp)
     tiles, excluded = read_tiles(data, tile_size=tile_size, n_jobs=n_jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*undefined features")  # printed below, with the reasons
@@ -169,12 +202,13 @@ def _write_stability(
     out: Path,  # .csv or .parquet
     n_tiles: int,  # evenly spaced over the table
     n_jobs: int | None,  # processes
+    mpp: float,  # micrometers a pixel
 ) -> None:
     "Write how much each feature changes under changes that mean nothing, and print a summary."
     from osteonb.core.files import write_table
     from osteonb.radiomics.stability import feature_stability
 
-    table = feature_stability(tiles, *settings, max_tiles=n_tiles, n_jobs=n_jobs)
+    table = feature_stability(tiles, *settings, max_tiles=n_tiles, n_jobs=n_jobs, mpp=mpp)
     write_table(table.set_index("feature"), out)
     typer.echo(f"stability on {min(n_tiles, len(tiles))} tiles, ICC(3,1) of each feature: {out}")
     for name, icc in table.groupby("perturbation", sort=False).icc:
@@ -220,10 +254,7 @@ def _features(
             help="PyRadiomics' parameter file, YAML or JSON, for own regions; without it all classes, bin width 5."
         ),
     ] = None,
-    mpp: Annotated[
-        float | None,
-        typer.Option(help="Micrometers a pixel; default 1 for tiles, as the release, and the files' for own regions."),
-    ] = None,
+    mpp: _Mpp = None,
     original_names: Annotated[
         bool, typer.Option("--original-names", help="PyRadiomics' names, for own regions.")
     ] = False,
@@ -259,12 +290,10 @@ def _features(
     advice = "is for own regions; give a CSV list with the columns Image and Mask"
     _check_options(given, _MASK_OPTIONS, advice)
     names = [_names(text) for text in (channels, masks, classes)]
-    if stability and mpp is not None:
-        raise InputError("--mpp: --stability measures pixels of 1 µm, as the release's; leave out one of them")
-    how = (engine, tile_size, cache, n_jobs, _RELEASE_MPP if mpp is None else mpp)
-    tiles = _write_tiles(data, out, names, bin_width, *how)
+    mpp = _RELEASE_MPP if mpp is None else mpp
+    tiles = _write_tiles(data, out, names, bin_width, engine, tile_size, cache, n_jobs, mpp)
     if stability:
-        _write_stability(tiles, (*names, bin_width), stability, stability_tiles, n_jobs)
+        _write_stability(tiles, (*names, bin_width), stability, stability_tiles, n_jobs, mpp)
 
 # %% ../../nbs/cli/02_data_commands.ipynb #27e09490
 @_command
@@ -290,7 +319,7 @@ def _audit(
     seed: Annotated[int, typer.Option(help="Random seed of the folds.")] = 0,
     cache: _Cache = None,
     n_jobs: Annotated[
-        int | None, typer.Option("--jobs", help="Threads that decode; default one for each core.")
+        int | None, _jobs_option("Threads that decode; default one for each core.")
     ] = None,
 ) -> None:
     "Check for leakage between training, validation and test data; status 1 where there is some."
