@@ -20,12 +20,12 @@ import SimpleITK as sitk
 
 from .. import __version__
 from ..core.errors import InputError, unknown_name_error
+from .binning import _check_glcm_levels
 from .engines import FeatureSettings, _compute_region
 from .image_types import _filter_image
 from osteonb.radiomics.parameters import (
     _CLASSES,
     _IMAGE_TYPES,
-    _check_levels,
     _feature_settings,
     _Parameters,
     _parse_feature_classes,
@@ -41,7 +41,7 @@ from osteonb.radiomics.preparation import (
     _Prepared,
     _prepare,
 )
-from .stain import to_grey
+from .stain import _describe_array, _is_array, to_grey
 
 # %% ../../nbs/radiomics/23_extractor.ipynb #b85ae969
 def _as_gray(
@@ -75,7 +75,9 @@ def _measure_picture(
 ) -> dict[str, np.float64]:  # `<prefix>_<class>_<Feature>` -> value
     "Return the features of one filtered picture in one region."
     if "glcm" in classes:
-        _check_levels(values, region, settings)
+        _check_glcm_levels(
+            values, region, settings.bin_width, settings.bin_count, settings.distances
+        )
     by_class = _compute_region(values, region, tuple(classes), settings)
     features = {}
     for name, wanted in classes.items():
@@ -220,9 +222,10 @@ def _read_image(
     if isinstance(source, sitk.Image):
         return source
     if isinstance(source, np.ndarray):
-        if source.ndim not in (2, 3) or not source.size or source.dtype.kind not in "biuf":
-            got = f"{source.dtype} of shape {source.shape}"
-            raise InputError(f"{what}: got {got}, wanted numbers of shape (height, width)")
+        is_real = _is_array(source) and source.dtype.kind in "biuf"
+        if not is_real or source.ndim not in (2, 3) or not source.size:
+            wanted = "numbers of shape (height, width)"
+            raise InputError(f"{what}: got {_describe_array(source)}, wanted {wanted}")
         # SimpleITK knows neither truth values, nor floats of 16 or 128 bits, nor another byte order
         known = {"b1": "u1", "f2": "f4", "f16": "f8"}
         kind = source.dtype.str[1:]

@@ -35,8 +35,11 @@ def _filter_log(
             got = f"the picture has {size[0]}×{size[1]} pixels"
             raise InputError(f"LoG with sigma {sigma:g}: {got}, too few; take a smaller sigma")
         laplacian.SetSigma(sigma)
-        name = f"log-sigma-{sigma}-mm-3D".replace(".", "-")
-        images[name] = sitk.GetArrayFromImage(laplacian.Execute(image))
+        values = sitk.GetArrayFromImage(laplacian.Execute(image))
+        if not np.isfinite(values).all():
+            problem = f"too small for pixels of {image.GetSpacing()[0]:g}"
+            raise InputError(f"LoG with sigma {sigma:g}: {problem}; take a larger sigma")
+        images[f"log-sigma-{sigma}-mm-3D".replace(".", "-")] = values
     return images
 
 # %% ../../nbs/radiomics/21_image_types.ipynb #a1788c98

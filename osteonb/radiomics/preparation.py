@@ -137,7 +137,7 @@ def _crop_to_region(
     return image[part], mask[part]
 
 # %% ../../nbs/radiomics/22_preparation.ipynb #f0b7ff6b
-_MAX_GRID = 2**28  # pixels; two gigabytes of floats
+_MAX_GRID = 2**26  # pixels, unless the image has more; half a gigabyte of floats for each filter
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,10 @@ def _find_grid(
     high = np.ceil((end - 0.5) * ratio + margin)
     high = np.minimum(high, np.ceil(np.array(mask.GetSize()) * ratio) - 1)
     size = high - low + 1
-    if not size.prod() <= _MAX_GRID:
+    max_size = max(_MAX_GRID, mask.GetNumberOfPixels())
+    if not size.prod() <= max_size:
         problem = f"pixels of {spacing[0]:g}×{spacing[1]:g} instead of {old[0]:g}×{old[1]:g} make {size.prod():.2g}"
-        advice = f"wanted at most {_MAX_GRID:.2g}; take larger ones, in the unit of the pixel size"
+        advice = f"wanted at most {max_size:.2g}; take larger ones, in the unit of the pixel size"
         raise InputError(f"resampledPixelSpacing: {problem}, {advice}")
     size = size.astype(int)
     corner = 0.5 * (spacing - old) / old + low / ratio
