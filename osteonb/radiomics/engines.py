@@ -7,7 +7,6 @@ __all__ = ['ENGINES', 'FeatureSettings', 'compute_features']
 
 # %% ../../nbs/radiomics/16_engines.ipynb #90fbbda2
 import logging
-import sys
 import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -30,12 +29,15 @@ if TYPE_CHECKING:
     from radiomics.featureextractor import RadiomicsFeatureExtractor
 
 # %% ../../nbs/radiomics/16_engines.ipynb #num00001
+_MAX_NUMBER = 1e15  # below it whole numbers are exact, and squares are finite
+
+
 def _is_number(
     value: object,
 ) -> bool:
-    "Return whether a value is a finite number; True and False are none."
+    "Return whether a value is a number within ±10¹⁵; True and False are none."
     is_real = isinstance(value, (int, float, np.integer, np.floating))
-    return is_real and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return is_real and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
 
 
 def _is_count(
@@ -81,7 +83,7 @@ class FeatureSettings:
         is_bin_count = is_bin_count and (self.bin_count or 0) <= _MAX_BINS
         some_distances = f"a tuple of different whole numbers above 0, {_MAX_DISTANCES} at most in all"
         return [
-            ("bin_width", _is_number(self.bin_width) and self.bin_width > 0, "a number above 0"),
+            ("bin_width", _is_number(self.bin_width) and self.bin_width > 0, "a number above 0, up to 10¹⁵"),
             ("bin_count", is_bin_count, f"None or a whole number from 1 to {_MAX_BINS}"),
             ("distances", are_distances, some_distances),
             ("weighting_norm", is_norm, f"one of {', '.join(map(str, _WEIGHTING_NORMS))}"),

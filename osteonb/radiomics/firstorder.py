@@ -172,13 +172,15 @@ def _standard_deviation(h: _Histogram) -> float:
 
 def _skewness(h: _Histogram) -> float:
     r"$\mu_3 / \mu_2^{3/2}$, 0 where all pixels are equal. IBSI: intensity skewness (KE2A)."
-    return _central_moment(h, 3) / _central_moment(h, 2) ** 1.5 if len(h.x) > 1 else 0.0
+    spread = _central_moment(h, 2) ** 1.5
+    return _central_moment(h, 3) / spread if len(h.x) > 1 and spread else 0.0
 
 
 def _kurtosis(h: _Histogram) -> float:
     r"""$\mu_4 / \mu_2^2$, 0 where all pixels are equal.
     IBSI: (excess) intensity kurtosis (IPH6), plus 3."""
-    return _central_moment(h, 4) / _central_moment(h, 2) ** 2 if len(h.x) > 1 else 0.0
+    spread = _central_moment(h, 2) ** 2
+    return _central_moment(h, 4) / spread if len(h.x) > 1 and spread else 0.0
 
 
 def _mean_absolute_deviation(h: _Histogram) -> float:

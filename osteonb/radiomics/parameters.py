@@ -23,7 +23,7 @@ from ruamel.yaml.error import YAMLError
 from ..core.errors import InputError, unknown_name_error
 from .binning import _MAX_BINS
 from .descriptions import _CLASSES, FEATURES, _all_features
-from .engines import _MAX_DISTANCES, FeatureSettings
+from .engines import _MAX_DISTANCES, _MAX_NUMBER, FeatureSettings
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #4186cfdf
 _KINDS = {
@@ -134,13 +134,15 @@ _MAX_BITS = 31  # samples of a binary pattern that is a number of 32 bits with a
 class _FeatureFields:
     "Hold the settings of the feature classes."
 
-    bin_width: float = _setting("binWidth", "float", 25, above=0)
+    bin_width: float = _setting("binWidth", "float", 25, above=0, at_most=_MAX_NUMBER)
     bin_count: int | None = _setting("binCount", "int", None, above=0, at_most=_MAX_BINS)
     distances: tuple[int, ...] = _setting("distances", "int*", (1,), above=0, at_most=_MAX_DISTANCES)
     weighting_norm: str | None = _setting("weightingNorm", "text", None, choices=_WEIGHTING_NORMS)
     symmetric_glcm: bool = _setting("symmetricalGLCM", "bool", True)
-    gldm_a: float = _setting("gldm_a", "float", 0, at_least=0)
-    voxel_array_shift: float = _setting("voxelArrayShift", "float", 0)
+    gldm_a: float = _setting("gldm_a", "float", 0, at_least=0, at_most=_MAX_NUMBER)
+    voxel_array_shift: float = _setting(
+        "voxelArrayShift", "float", 0, at_least=-_MAX_NUMBER, at_most=_MAX_NUMBER
+    )
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #fld00004
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class _ImageFields:
     geometry_tolerance: float | None = _setting("geometryTolerance", "float", None, above=0)
     correct_mask: bool = _setting("correctMask", "bool", False)
     normalize: bool = _setting("normalize", "bool", False)
-    normalize_scale: float = _setting("normalizeScale", "float", 1, above=0)
+    normalize_scale: float = _setting("normalizeScale", "float", 1, above=0, at_most=_MAX_NUMBER)
     remove_outliers: float | None = _setting("removeOutliers", "float", None, above=0)
     pixel_spacing: tuple[float, ...] | None = _setting(
         "resampledPixelSpacing", "float*", None, at_least=0, lengths=(2, 3)
