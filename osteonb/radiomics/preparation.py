@@ -70,8 +70,8 @@ def _check_label(
     label: int,  # `InputError` where no pixel has it
 ) -> None:
     "Check that a mask holds a label."
-    labels = _find_labels(mask)
-    if label not in labels:
+    if not (sitk.GetArrayViewFromImage(mask) == label).any():
+        labels = _find_labels(mask)
         raise InputError(f"mask: has no label {label}; its labels are {abbreviate(labels, 6)}")
 
 # %% ../../nbs/radiomics/22_preparation.ipynb #89f99c1a
@@ -99,9 +99,11 @@ def _match_geometry(
 # %% ../../nbs/radiomics/22_preparation.ipynb #a8f4f9b8
 def _normalize(
     image: sitk.Image,  # of two dimensions
-    settings: _Settings,  # normalize_scale, remove_outliers
-) -> sitk.Image:  # float64
-    "Return an image with mean 0 and a given standard deviation."
+    settings: _Settings,  # normalize, normalize_scale, remove_outliers
+) -> sitk.Image:  # float64; the same image where no normalizing is wanted
+    "Return an image with mean 0 and a given standard deviation, where the settings ask for it."
+    if not settings.normalize:
+        return image
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
         problem = f"every pixel of the image is {values.min()}, so it has no deviation to divide by"
@@ -173,7 +175,7 @@ def _find_grid(
     corner = 0.5 * (spacing - old) / old + low / ratio
     return _Grid(tuple(size.tolist()), tuple(spacing.tolist()), tuple(corner.tolist()))
 
-
+# %% ../../nbs/radiomics/22_preparation.ipynb #grd00003
 def _resample(
     image: sitk.Image,  # of two dimensions
     mask: sitk.Image,  # uint32, same size
@@ -238,7 +240,7 @@ def _check_region(
         wanted = f"wanted more than {settings.minimum_size} (minimumROISize)"
         raise InputError(f"mask: the region has {n_pixels} pixels, {wanted}")
 
-
+# %% ../../nbs/radiomics/22_preparation.ipynb #chk00003
 @dataclass(frozen=True)
 class _Prepared:
     "Hold a picture and its region, ready to be filtered and measured."
@@ -261,17 +263,15 @@ def _cut_to_box(
     kept[box] = mask[box]
     return kept
 
-
-def _prepare(
-    image: sitk.Image,  # of two dimensions, real numbers
+# %% ../../nbs/radiomics/22_preparation.ipynb #chk00006
+def _prepare_region(
+    image: sitk.Image,  # of two dimensions, of `_normalize` where that is wanted
     mask: sitk.Image,  # uint32, same place, with the label
     label: int,  # of the region
     settings: _Settings,  # common to all image types
 ) -> _Prepared:
-    "Normalize, resample or crop, check, and segment again; raise `InputError` where a region is lost."
+    "Resample or crop, check, and segment again; raise `InputError` where a region is lost."
     _check_label(mask, label)
-    if settings.normalize:
-        image = _normalize(image, settings)
     resampled = None
     if settings.pixel_spacing and settings.interpolator:
         image, mask = resampled = _resample(image, mask, label, settings)
