@@ -150,13 +150,15 @@ def _print_undefined(
 def _write_masked(
     data: Path,  # a list of images and masks
     out: Path,  # the table to write
+    cache: Path | None,  # folder of cached rows; None for the default
     **options: Any,  # of `extract_masked`
 ) -> None:
     "Measure a list of images with their own masks."
+    from osteonb.core.cache import default_cache_dir
     from osteonb.core.files import write_table
     from osteonb.radiomics.masked_images import extract_masked
 
-    table = extract_masked(data, **options)
+    table = extract_masked(data, cache_dir=cache or default_cache_dir(), **options)
     write_table(table, out)
     typer.echo(f"{len(table)} regions, {table.shape[1] + 1} columns: {out}")
     _print_undefined(table)
@@ -216,7 +218,7 @@ def _write_stability(
 
 # %% ../../nbs/cli/02_data_commands.ipynb #feat0001
 _TILE_OPTIONS = dict(engine="exact", masks="tissue", classes="firstorder,shape2D,objects")
-_TILE_OPTIONS |= dict(bin_width=5, tile_size=1024, cache=None)
+_TILE_OPTIONS |= dict(bin_width=5, tile_size=1024)
 _TILE_OPTIONS |= dict(stability=None, stability_tiles=100)
 _MASK_OPTIONS = dict(params=None, original_names=False)
 
@@ -275,17 +277,17 @@ def _features(
         _check_table(stability, [data, params, out])
         if stability_tiles < 2:
             raise InputError(f"--stability-tiles: got {stability_tiles}, wanted two or more, to compare them")
-    from osteonb.radiomics.masked_images import _is_masked_list
+    from osteonb.radiomics.image_files import _is_masked_list
     from osteonb.radiomics.nuclei_segmentation import _RELEASE_MPP
 
-    given = dict(engine=engine, masks=masks, classes=classes, bin_width=bin_width, cache=cache)
+    given = dict(engine=engine, masks=masks, classes=classes, bin_width=bin_width)
     given |= dict(tile_size=tile_size, params=params, original_names=original_names)
     given |= dict(stability=stability, stability_tiles=stability_tiles)
     if _is_masked_list(data):
         advice = "is for tiles; a list of Image and Mask is measured as --params says"
         _check_options(given, _TILE_OPTIONS, advice)
         options = dict(parameters=params, mpp=mpp, original_names=original_names, n_jobs=n_jobs)
-        _write_masked(data, out, channels=_names(channels), **options)
+        _write_masked(data, out, cache, channels=_names(channels), **options)
         return
     advice = "is for own regions; give a CSV list with the columns Image and Mask"
     _check_options(given, _MASK_OPTIONS, advice)

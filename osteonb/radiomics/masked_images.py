@@ -6,11 +6,10 @@
 __all__ = ['extract_masked']
 
 # %% ../../nbs/radiomics/26_masked_images.ipynb #a29ff058
-import itertools
+import dataclasses
+import hashlib
 import os
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,164 +17,26 @@ import joblib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from PIL import Image, UnidentifiedImageError
+import skimage
 from tqdm import tqdm
 
-from ..core.errors import InputError, abbreviate
+from ..core.cache import compute_table_rows
+from ..core.errors import InputError
 from ..core.runtime import run_in_directory
-from ..data.tcia import check_rows, read_csv
-from .engines import _check_names
-from .extractor import _diagnostics, _read_image
-from .regions import _as_gray, _measure_image
+from .engines import _check_names, _engine_version
+from .extractor import _diagnostics, _software_versions
+from osteonb.radiomics.image_files import (
+    _as_labels,
+    _choose_label,
+    _digest_image,
+    _NUMBER_COLUMNS,
+    _read_image_file,
+    _read_masked_list,
+)
 from .parameters import _Parameters, read_parameters
-from .preparation import _as_plane, _find_labels, _label_plane
-from .stain import CHANNELS, _compute_channel
-
-# %% ../../nbs/radiomics/26_masked_images.ipynb #e7b1aac4
-_PICTURE_SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff")  # read by Pillow
-
-
-def _refuse_picture(
-    picture: Image.Image,  # opened, not decoded yet
-) -> str:  # empty where it can be used
-    "Return why a picture cannot be read without a loss."
-    if getattr(picture, "n_frames", 1) > 1:
-        return f"has {picture.n_frames} pages, wanted one; save one of them"
-    n_bands = len(picture.getbands())
-    if n_bands > 1 and any(depth in str(picture.tile) for depth in (";16", ";32")):
-        return "has colors of more than 8 bits; save it with 8, or as one channel"
-    return ""
-
-
-def _state_sign(
-    values: np.ndarray,  # as Pillow reads them
-    picture: Image.Image,  # that they are of
-) -> np.ndarray:  # the same bytes
-    "Return values with the sign that a TIFF file states; Pillow takes bytes as unsigned, 32 bits as signed."
-    tags = getattr(picture, "tag_v2", {})
-    n_bits, sample_format = (tags.get(tag, (default,))[0] for tag, default in ((258, 1), (339, 1)))
-    if values.dtype.kind in "iu" and values.dtype.itemsize * 8 == n_bits and sample_format in (1, 2):
-        return values.view(f"{'ui'[sample_format - 1]}{n_bits // 8}")
-    return values
-
-
-def _decode_picture(
-    picture: Image.Image,  # opened by Pillow
-    is_mask: bool,  # keep the numbers of a palette
-) -> np.ndarray:  # (H, W), or (H, W, 3)
-    "Return the pixels of a picture; raise `InputError` where they cannot be used."
-    if reason := _refuse_picture(picture):
-        raise InputError(reason)
-    if picture.has_transparency_data and not is_mask:
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
-        if (alpha < 255).any():
-            raise InputError("has transparent pixels; save it without transparency")
-        picture = picture.convert("L" if picture.mode == "LA" else "RGB")
-    elif picture.mode in ("CMYK", "YCbCr", "LAB", "HSV") or (picture.mode == "P" and not is_mask):
-        picture = picture.convert("RGB")
-    values = np.asarray(picture)
-    if values.dtype == bool:
-        return values.astype(np.uint8)
-    return _state_sign(values.astype(values.dtype.newbyteorder("=")), picture)
-
-
-def _read_picture(
-    path: Path,  # of an image or a mask
-    what: str,  # "image" or "mask"
-) -> tuple[sitk.Image, bool]:  # the image; whether its file knows the pixel size
-    "Read a file; raise `InputError` that names it where that is impossible."
-    if path.suffix.lower() not in _PICTURE_SUFFIXES or not path.is_file():
-        return _read_image(path, what), True
-    try:
-        with Image.open(path) as picture:
-            values = _decode_picture(picture, what == "mask")
-    except UnidentifiedImageError as e:
-        if path.suffix.lower() in (".tif", ".tiff"):  # SimpleITK reads floats of 16 bits as whole numbers
-            wanted = "whole numbers of 8, 16 or 32 bits, or floats of 32"
-            raise InputError(f"{what} {path}: no TIFF that can be read; save it as {wanted}") from e
-        return _read_image(path, what), False
-    except (InputError, Image.DecompressionBombError) as e:
-        raise InputError(f"{what} {path}: {e}") from e
-    except Exception as e:
-        raise InputError(f"{what} {path}: damaged picture ({type(e).__name__}: {e})") from e
-    return sitk.GetImageFromArray(values, isVector=values.ndim == 3), False
-
-# %% ../../nbs/radiomics/26_masked_images.ipynb #497d6355
-_REQUIRED_COLUMNS = ("Image", "Mask")
-_NUMBER_COLUMNS = {"Label": 1, "Label_channel": 0}  # column -> smallest number
-
-
-def _is_masked_list(
-    file: str | Path,  # a CSV file, or anything else
-) -> bool:
-    "Return whether a file is a list of images and masks, by its columns."
-    file = Path(file)
-    if file.suffix.lower() != ".csv" or not file.is_file():
-        return False
-    try:
-        columns = set(pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns.str.strip())
-    except ValueError:  # no table; whoever reads it says so
-        return False
-    if columns.intersection(_REQUIRED_COLUMNS) and "path" not in columns:
-        return True
-    # with other separators, or in small letters: refused where it is read
-    names = {name.strip().lower() for name in re.split("[,;\t]", ",".join(columns))}
-    return {"image", "mask"} <= names and "path" not in names
-
-
-def _read_masked_list(
-    file: Path,  # a CSV file
-) -> pd.DataFrame:  # text, by line of the file
-    "Read a list of images and masks; raise `InputError` where a column or a cell is missing or wrong."
-    fix = "wanted Image and Mask, so written and separated by commas, and Label if a mask has several regions"
-    as_text = dict(dtype=str, keep_default_na=False, skip_blank_lines=False)
-    rows = read_csv(file, _REQUIRED_COLUMNS, fix, tuple(_NUMBER_COLUMNS), **as_text)
-    rows.index = pd.RangeIndex(2, len(rows) + 2)
-    rows = rows.fillna("").apply(lambda column: column.str.strip())
-    rows = rows[(rows != "").any(axis=1)]
-    if not len(rows):
-        raise InputError(f"{file}: lists no image; add a row for each region")
-    line = "line " + rows.index.astype(str).to_series(rows.index)
-    for column in _REQUIRED_COLUMNS:
-        advice = "fill it in or remove the row"
-        check_rows(file, f"nothing under {column!r}", line, rows[column] == "", advice)
-    for column, smallest in _NUMBER_COLUMNS.items():
-        if column in rows:
-            numbers = pd.to_numeric(rows[column].replace("", str(smallest)), errors="coerce")
-            wrong = ~((numbers >= smallest) & (numbers % 1 == 0))
-            named = line + " → " + rows[column].map(repr)
-            advice = f"wanted whole numbers from {smallest} on"
-            check_rows(file, f"no {column.lower()} under {column!r}", named, wrong, advice)
-    return rows
-
-# %% ../../nbs/radiomics/26_masked_images.ipynb #3088f515
-def _as_labels(
-    mask: sitk.Image,  # of one or more components
-    channel: int | None,  # component to take; None where none is stated
-) -> sitk.Image:  # uint32, of two dimensions
-    "Return a mask's labels as a plane; raise `InputError` where it is in colors."
-    mask = _as_plane(mask, "mask")[0]
-    if mask.GetNumberOfComponentsPerPixel() > 1 and channel is None:
-        values = sitk.GetArrayViewFromImage(mask)[..., :3]
-        if values.shape[2] < 3 or not (values == values[..., :1]).all():
-            problem = f"has {mask.GetNumberOfComponentsPerPixel()} channels that differ"
-            advice = "save it as one channel, or add a column Label_channel"
-            raise InputError(f"mask: {problem}; {advice}")
-    return _label_plane(mask, channel)
-
-
-def _choose_label(
-    mask: sitk.Image,  # uint32
-    label: int | None,  # of the row or the parameter file; None where neither says
-) -> int:
-    "Return the label to measure; raise `InputError` where it is not clear."
-    if label is not None:
-        return label
-    labels = _find_labels(mask)
-    if len(labels) > 1:
-        advice = "add a column Label, with a row for each label"
-        raise InputError(f"mask: has the labels {abbreviate(labels, 6)}; {advice}")
-    return labels[0]
+from .preparation import _as_plane
+from .regions import _as_gray, _measure_regions, _Region
+from .stain import _CHANNEL_DEFINITIONS, CHANNELS, _compute_channel
 
 # %% ../../nbs/radiomics/26_masked_images.ipynb #bf91a872
 class _Case(NamedTuple):
@@ -194,17 +55,17 @@ class _Task(NamedTuple):
     mpp: float | None  # micrometers a pixel; None for the files' own
     original_names: bool  # PyRadiomics' names
 
-
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00006
 def _read_pair(
-    image_path: Path,  # of the picture
+    image_path: Path,  # of the image
     mask_path: Path,  # of the mask
     task: _Task,  # mpp, parameters
 ) -> tuple[sitk.Image, sitk.Image]:  # image and mask, with their pixel size
     "Read an image and its mask; raise `InputError` for a JPEG mask, or where a pixel size is missing."
     if mask_path.suffix.lower() in (".jpg", ".jpeg"):
         raise InputError(f"mask {mask_path}: JPEG changes labels; save masks as PNG or TIFF")
-    image, is_known = _read_picture(image_path, "image")
-    mask, _ = _read_picture(mask_path, "mask")
+    image, is_known = _read_image_file(image_path, "image")
+    mask, _ = _read_image_file(mask_path, "mask")
     if task.mpp is not None:
         image, mask = _as_plane(image, "image")[0], _as_plane(mask, "mask")[0]
         for one in (image, mask):
@@ -215,12 +76,12 @@ def _read_pair(
         raise InputError(f"image {image_path}: {problem}; give --mpp (mpp=), in micrometers")
     return image, mask
 
-
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00010
 def _as_channel(
     image: sitk.Image,  # one channel, or RGB of 8 bits
     channel: str,  # of `CHANNELS`
 ) -> sitk.Image:  # one channel
-    "Return one channel of an image; raise `InputError` for a stain of a gray picture."
+    "Return one channel of an image; raise `InputError` for a stain of a gray image."
     if channel == "grey":
         return _as_gray(image)
     rgb = sitk.GetArrayFromImage(_as_plane(image, "image")[0])
@@ -248,55 +109,101 @@ def _plain(
     "Return a value as a table can hold it."
     return value if isinstance(value, str | int | float) else str(value)
 
-
-def _measure_case(
-    image: sitk.Image,  # of `_read_pair`
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00013
+def _find_regions(
     mask: sitk.Image,  # of `_read_pair`
-    case: _Case,  # label and label_channel
-    task: _Task,  # what to measure
-) -> dict[str, Any]:  # column -> value
-    "Return the features of one row; raise `InputError` where it has none."
+    cases: Sequence[_Case],  # label and label_channel
+    task: _Task,  # label and label_channel where a case has none
+) -> list[tuple[sitk.Image, int] | InputError]:  # labels and label of each case, or what is wrong
+    "Return which region each row means."
     settings = task.parameters.settings
-    channel = case.label_channel if case.label_channel is not None else settings.label_channel
-    labels = _as_labels(mask, channel)
-    label = _choose_label(labels, case.label if case.label is not None else settings.label)
+    planes = {}  # channel of the mask -> labels
+    found = []
+    for case in cases:
+        channel = settings.label_channel if case.label_channel is None else case.label_channel
+        try:
+            if channel not in planes:
+                planes[channel] = _as_labels(mask, channel)
+            label = settings.label if case.label is None else case.label
+            found.append((planes[channel], _choose_label(planes[channel], label)))
+        except InputError as e:
+            found.append(e)
+    return found
+
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00016
+def _row_of_region(
+    region: _Region,  # measured
+    image: sitk.Image,  # of `_as_channel`
+    channel: str,  # of `CHANNELS`
+    task: _Task,  # names, and whether diagnostics are wanted
+) -> dict[str, Any]:  # column -> value
+    "Return the features of one region, with its diagnostics before them."
+    settings = task.parameters.settings
     row = {}
-    for channel in task.channels:
-        values = _as_channel(image, channel)
-        features, prepared = _measure_image(values, labels, label, task.parameters)
-        if settings.additional_info:
-            configuration = dict(Label=label, Settings=task.parameters.settings)
-            plane = _as_plane(values, "image")[0]
-            diagnostics = _diagnostics(plane, labels, label, configuration, prepared)
-            row |= {name: _plain(value) for name, value in diagnostics.items()}
-        names = features if task.original_names else [_own_name(name, channel) for name in features]
-        row |= dict(zip(names, features.values()))
+    if settings.additional_info:
+        configuration = dict(Label=region.label, Settings=settings)
+        plane = _as_plane(image, "image")[0]
+        how = (plane, region.mask, region.label, configuration, region.prepared)
+        row = {name: _plain(value) for name, value in _diagnostics(*how).items()}
+    for name, value in region.features.items():
+        row[name if task.original_names else _own_name(name, channel)] = value
     return row
 
 
+def _measure_cases(
+    image: sitk.Image,  # of `_read_pair`
+    mask: sitk.Image,  # of `_read_pair`
+    cases: Sequence[_Case],  # rows of the list
+    task: _Task,  # what to measure
+) -> list[dict[str, Any] | Exception]:  # a row of features, or what is wrong, for each case
+    "Measure rows together; raise `InputError` where the image cannot be used."
+    found = _find_regions(mask, cases, task)
+    rows = [one if isinstance(one, InputError) else {} for one in found]
+    for channel in task.channels:
+        values = _as_channel(image, channel)
+        places = [place for place, row in enumerate(rows) if isinstance(row, dict)]
+        regions = [_Region(*found[place]) for place in places]
+        _measure_regions(values, regions, task.parameters)
+        for place, region in zip(places, regions):
+            if region.error:
+                rows[place] = region.error
+            else:
+                rows[place] |= _row_of_region(region, values, channel, task)
+    return rows
+
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00020
+def _state_problem(
+    error: Exception,  # of a row
+    image_path: Path,
+    mask_path: Path,
+) -> str:
+    "Say what is wrong with a row; raise `RuntimeError` for what is wrong with this package."
+    text = str(error)
+    files = f" (image {image_path}, mask {mask_path})"
+    if isinstance(error, InputError):
+        is_named = str(image_path) in text or str(mask_path) in text
+        return text if is_named else text + files
+    if isinstance(error, (MemoryError, OverflowError)):
+        advice = "take smaller gray values or settings, or a part of the image"
+        return f"numbers or memory too large ({type(error).__name__}: {text}); {advice}{files}"
+    raise RuntimeError(f"{type(error).__name__}: {text}{files}") from error
+
+
 def _measure_pair(
-    image_path: Path,  # of the picture
+    image_path: Path,  # of the image
     mask_path: Path,  # of the mask
     cases: Sequence[_Case],  # the rows of the list that name both
     task: _Task,  # what to measure
 ) -> list[dict[str, Any] | str]:  # a row of features, or what is wrong, for each case
-    "Measure all rows of one picture and mask."
-    files = f" (image {image_path}, mask {mask_path})"
+    "Measure all rows of one image and mask."
     try:
         image, mask = _read_pair(image_path, mask_path, task)
-    except InputError as e:
-        return [str(e) if str(image_path) in str(e) or str(mask_path) in str(e) else f"{e}{files}"] * len(cases)
-    rows = []
-    for case in cases:
-        try:
-            rows.append(_measure_case(image, mask, case, task))
-        except InputError as e:
-            rows.append(f"{e}{files}")
-        except (MemoryError, OverflowError) as e:
-            advice = "take smaller gray values or settings, or a part of the picture"
-            rows.append(f"numbers or memory too large ({type(e).__name__}: {e}); {advice}{files}")
-        except Exception as e:
-            raise RuntimeError(f"line {case.line}{files}: {type(e).__name__}: {e}") from e
+        rows = _measure_cases(image, mask, cases, task)
+    except Exception as e:
+        rows = [e] * len(cases)
+    for place, row in enumerate(rows):
+        if isinstance(row, Exception):
+            rows[place] = _state_problem(row, image_path, mask_path)
     return rows
 
 # %% ../../nbs/radiomics/26_masked_images.ipynb #4d1f6771
@@ -312,7 +219,7 @@ def _pairs(
             numbers.append([int(float(text)) if text else None for text in texts])
         yield root / image, root / mask, [_Case(*case) for case in zip(group.index, *numbers)]
 
-
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00023
 def _measure_alone(
     *pair: Any,  # arguments of `_measure_pair`
 ) -> list[dict[str, Any] | str]:
@@ -322,28 +229,104 @@ def _measure_alone(
 
 
 _ROWS_WORTH_PROCESSES = 16  # with fewer, starting processes takes longer than measuring
-_MAX_NAMED_ROWS = 20
 
 
 def _measure_pairs(
     pairs: list[tuple[Path, Path, list[_Case]]],  # of `_pairs`
     task: _Task,  # what to measure
-    n_jobs: int | None,  # processes; None: one for few rows
+    n_jobs: int | None = None,  # processes; None: one for few rows
+    advance: Callable[[int], Any] = lambda n_rows: None,  # called after each pair
 ) -> dict[int, dict[str, Any] | str]:  # line -> features, or what is wrong
     "Measure all pairs, in parallel."
-    n_rows = sum(len(cases) for *_, cases in pairs)
-    n_jobs = n_jobs or (1 if n_rows < _ROWS_WORTH_PROCESSES else -1)
+    if n_jobs is None:
+        n_rows = sum(len(cases) for *_, cases in pairs)
+        n_jobs = 1 if n_rows < _ROWS_WORTH_PROCESSES else -1
     n_jobs = max(1, min(joblib.effective_n_jobs(n_jobs), len(pairs)))
     parallel = joblib.Parallel(n_jobs, return_as="generator")
     measure = _measure_pair if n_jobs == 1 else _measure_alone
     run = joblib.delayed(run_in_directory)
     results = parallel(run(os.getcwd(), measure, *pair, task) for pair in pairs)
     found = {}
-    with tqdm(total=n_rows, desc="radiomic features", unit="row", disable=None) as progress:
-        for (*_, cases), rows in zip(pairs, results):
-            found |= dict(zip([case.line for case in cases], rows))
-            progress.update(len(cases))
+    for (*_, cases), rows in zip(pairs, results):
+        found |= dict(zip([case.line for case in cases], rows))
+        advance(len(cases))
     return found
+
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00026
+def _row_settings(
+    task: _Task,
+) -> dict[str, Any]:
+    "Return all that rows of features depend on besides the files and the label."
+    return {
+        "what": "radiomic features of masked images",
+        "parameters": dataclasses.asdict(task.parameters),
+        "channels": [_CHANNEL_DEFINITIONS.get(name, name) for name in task.channels],
+        "mpp": task.mpp,
+        "original_names": task.original_names,
+        "engine": _engine_version("exact"),
+        "versions": _software_versions() | {"scikit-image": skimage.__version__},
+    }
+
+
+def _digest_rows(
+    pairs: list[tuple[Path, Path, list[_Case]]],  # of `_pairs`
+) -> pd.DataFrame:  # by line, with `sha256`; without rows whose files cannot be read
+    "Return what each row depends on: the content of its files, and its label."
+    digests = {}
+    paths = [*(image for image, *_ in pairs), *(mask for _, mask, _ in pairs)]
+    for path in dict.fromkeys(paths):
+        try:
+            digests[path] = _digest_image(path)
+        except InputError:  # said where the row is measured
+            digests[path] = None
+    rows = {}
+    for image, mask, cases in pairs:
+        for line, *which in cases:
+            if digests[image] and digests[mask]:
+                text = f"{image.suffix} {digests[image]} {mask.suffix} {digests[mask]} {which}"
+                rows[line] = hashlib.sha256(text.encode()).hexdigest()
+    return pd.DataFrame(dict(sha256=pd.Series(rows, dtype=str)))
+
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00030
+def _select_cases(
+    pairs: list[tuple[Path, Path, list[_Case]]],  # of `_pairs`
+    lines: set[int],  # of the list
+    is_wanted: bool = True,  # False for all other lines
+) -> list[tuple[Path, Path, list[_Case]]]:
+    "Return the pairs with the rows of some lines only."
+    chosen = []
+    for image, mask, cases in pairs:
+        if some := [case for case in cases if (case.line in lines) == is_wanted]:
+            chosen.append((image, mask, some))
+    return chosen
+
+
+def _measure_cached(
+    pairs: list[tuple[Path, Path, list[_Case]]],  # of `_pairs`
+    task: _Task,  # what to measure
+    cache_dir: str | Path,  # folder of cached rows
+    n_jobs: int | None = None,  # processes; None: one for few rows
+    advance: Callable[[int], Any] = lambda n_rows: None,  # called after each pair
+) -> dict[int, dict[str, Any] | str]:  # line -> features, or what is wrong
+    "Measure the rows that are not in the cache, and store them."
+    keys = _digest_rows(pairs)
+    wrong = {}  # digest -> what is wrong
+
+    def compute(missing: pd.DataFrame, groups: list) -> dict[str, pd.DataFrame]:
+        found = _measure_pairs(_select_cases(pairs, set(missing.index)), task, n_jobs, advance)
+        bad = {line: row for line, row in found.items() if isinstance(row, str)}
+        wrong.update({missing.sha256[line]: text for line, text in bad.items()})
+        good = {line: row for line, row in found.items() if line not in bad}
+        return {"rows": pd.DataFrame.from_dict(good, orient="index")}
+
+    table = compute_table_rows(cache_dir, {"rows": _row_settings(task)}, keys, compute)["rows"]
+    unread = _select_cases(pairs, set(keys.index), False)
+    found = _measure_pairs(unread, task, n_jobs, advance)
+    found |= {line: wrong[key] for line, key in keys.sha256.items() if key in wrong}
+    return found | table.to_dict("index")
+
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00034
+_MAX_NAMED_ROWS = 20
 
 
 def _check_found(
@@ -361,6 +344,22 @@ def _check_found(
     summary = f"{file}: {number}, so nothing is written; correct or remove"
     raise InputError("\n  ".join([summary, *named]))
 
+# %% ../../nbs/radiomics/26_masked_images.ipynb #mal00037
+def _measure_rows(
+    pairs: list[tuple[Path, Path, list[_Case]]],  # of `_pairs`
+    task: _Task,  # what to measure
+    n_jobs: int | None,  # processes; None: one for few rows
+    cache_dir: str | Path | None,  # folder of cached rows; None caches nothing
+) -> dict[int, dict[str, Any] | str]:  # line -> features, or what is wrong
+    "Measure all rows, or take them from the cache, and show how many are done."
+    n_rows = sum(len(cases) for *_, cases in pairs)
+    with tqdm(total=n_rows, desc="radiomic features", unit="row", disable=None) as progress:
+        if cache_dir is None:
+            return _measure_pairs(pairs, task, n_jobs, progress.update)
+        found = _measure_cached(pairs, task, cache_dir, n_jobs, progress.update)
+        progress.update(n_rows - progress.n)  # rows that were in the cache
+    return found
+
 
 _DEFAULT_PARAMETERS = {"setting": {"binWidth": 5}}  # all classes; the bin width of the paper
 
@@ -372,6 +371,7 @@ def extract_masked(
     mpp: float | None = None,  # micrometers a pixel; None for the files' own size
     original_names: bool = False,  # PyRadiomics' names of the features
     n_jobs: int | None = None,  # processes; None: one for few rows, else one for each core
+    cache_dir: str | Path | None = None,  # folder of cached rows; None caches nothing
 ) -> pd.DataFrame:  # indexed by the list's first column: its others, then the features
     "Return the features of each row of a list; raise `InputError` that names all rows without."
     file = Path(file)
@@ -380,9 +380,11 @@ def extract_masked(
         raise InputError("original_names: PyRadiomics' names have no channel; give one channel")
     if mpp is not None and not (isinstance(mpp, int | float) and 0 < mpp < np.inf):
         raise InputError(f"mpp: got {mpp!r}, wanted micrometers a pixel, above 0")
+    if n_jobs == 0:
+        raise InputError("n_jobs: got 0, wanted 1 or more, or -1 for one for each core")
     task = _Task(read_parameters(parameters or _DEFAULT_PARAMETERS), channels, mpp, original_names)
     rows = _read_masked_list(file)
-    found = _measure_pairs(list(_pairs(rows, file.parent)), task, n_jobs)
+    found = _measure_rows(list(_pairs(rows, file.parent)), task, n_jobs, cache_dir)
     _check_found(file, found)
     features = pd.DataFrame.from_dict(found, orient="index").loc[rows.index]
     if both := [column for column in rows if column in features]:
