@@ -197,7 +197,7 @@ def _write_tiles(
         typer.echo(f"undefined: {feature_class} under the mask {mask}, {n} tiles: {reason}")
     return tiles
 
-
+# %% ../../nbs/cli/02_data_commands.ipynb #wst00002
 def _write_stability(
     tiles: "pd.DataFrame",  # indexed by tile
     settings: tuple,  # channels, masks, feature classes, bin width

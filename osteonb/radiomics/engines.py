@@ -215,8 +215,8 @@ def _pyradiomics_features(
     for channel, mask in dict.fromkeys((channel, mask) for channel, mask, _ in groups):
         classes = [name for name in FEATURES if (channel, mask, name) in groups]
         region = sitk.GetImageFromArray(masks[mask][None].astype(np.uint8))
-        picture = values.get(channel, masks[mask])  # a shape needs no channel
-        image = sitk.GetImageFromArray(_widen(picture)[None])
+        channel_values = values.get(channel, masks[mask])  # a shape needs no channel
+        image = sitk.GetImageFromArray(_widen(channel_values)[None])
         extractor = _pyradiomics_extractor(classes, bin_width, shift)
         with warnings.catch_warnings():
             # means over no direction: the value is NaN
@@ -240,8 +240,8 @@ def _exact_features(
     features = {}
     for channel, mask in dict.fromkeys((channel, mask) for channel, mask, _ in groups):
         classes = [name for name in FEATURES if (channel, mask, name) in groups]
-        picture = values.get(channel, masks[mask])  # a shape needs no channel
-        region = _compute_region(picture, masks[mask], classes, settings)
+        channel_values = values.get(channel, masks[mask])  # a shape needs no channel
+        region = _compute_region(channel_values, masks[mask], classes, settings)
         features |= {(channel, mask, name): region[name] for name in classes}
     return features
 

@@ -162,7 +162,7 @@ _DEFAULT_SETTINGS |= dict(resampledPixelSpacing=None, interpolator="sitkBSpline"
 _DEFAULT_SETTINGS |= dict(preCrop=False, distances=[1], force2D=False, force2Ddimension=0)
 _DEFAULT_SETTINGS |= dict(resegmentRange=None)
 
-
+# %% ../../nbs/radiomics/24_extractor.ipynb #exp00003
 class _ExtractorParameters:
     "Hold what an extractor measures, in PyRadiomics' attributes."
 
@@ -280,7 +280,7 @@ class _ExtractorSwitches(_ExtractorParameters):
 
 # %% ../../nbs/radiomics/24_extractor.ipynb #6f530210
 class RadiomicsFeatureExtractor(_ExtractorSwitches):
-    "Compute radiomic features of pictures, called as PyRadiomics' class of this name."
+    "Compute radiomic features of images, called as PyRadiomics' class of this name."
 
     def execute(
         self,

@@ -20,9 +20,9 @@ def _count_gray_levels(
     mask: np.ndarray,  # (H, W), bool
 ) -> np.ndarray:  # (256,), int64
     "Count the pixels of each gray level under a mask, eq. (1)."
-    picture = Image.fromarray(values)
+    image = Image.fromarray(values)
     under = None if mask.all() else Image.fromarray(mask.view(np.uint8))
-    return np.array(picture.histogram(under))
+    return np.array(image.histogram(under))
 
 # %% ../../nbs/radiomics/08_firstorder.ipynb #24002389
 _MAX_SPAN = 1 << 16  # of integers that are counted; others are sorted

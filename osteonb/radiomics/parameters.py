@@ -161,7 +161,7 @@ class _FilterFields:
 # %% ../../nbs/radiomics/20_parameters.ipynb #fld00006
 @dataclass(frozen=True)
 class _ImageFields:
-    "Hold the settings of the picture and its mask, which are the same for all image types."
+    "Hold the settings of the image and its mask, which are the same for all image types."
 
     label: int | None = _setting("label", "int", None, above=0, at_most=2**32 - 1)  # None: 1
     label_channel: int | None = _setting("label_channel", "int", None, at_least=0)  # None: 0
@@ -174,7 +174,7 @@ class _ImageFields:
     remove_outliers: float | None = _setting("removeOutliers", "float", None, above=0)
     pixel_spacing: tuple[float, ...] | None = _setting(
         "resampledPixelSpacing", "float*", None, at_least=0, lengths=(2, 3)
-    )  # (x, y), perhaps z, which is ignored; 0 keeps the picture's own
+    )  # (x, y), perhaps z, which is ignored; 0 keeps the image's own
     interpolator: str | None = _setting(
         "interpolator", "text", "sitkBSpline", choices=_INTERPOLATORS, is_optional=True
     )  # None, as in PyRadiomics, resamples nothing
@@ -187,7 +187,7 @@ class _ImageFields:
         "resegmentMode", "text", "absolute", choices=("absolute", "relative", "sigma")
     )
     resegment_shape: bool = _setting("resegmentShape", "bool", False)
-    force_2d: bool = _setting("force2D", "bool", False)  # a picture is measured in 2D either way
+    force_2d: bool = _setting("force2D", "bool", False)  # an image is measured in 2D either way
     slice_axis: int = _setting("force2Ddimension", "int", 0, choices=(0,))
     additional_info: bool | None = _setting("additionalInfo", "bool", None)  # None: caller's choice
 
@@ -223,8 +223,8 @@ _REFUSED_SETTINGS = {
     "voxelBatch": _VOXEL_ADVICE,
 }
 _TWO_DIMENSIONS_ADVICE = {
-    "minimumROIDimensions": "; a picture has two dimensions",
-    "force2Ddimension": "; a picture is one slice, and its axis is 0",
+    "minimumROIDimensions": "; an image has two dimensions",
+    "force2Ddimension": "; an image is one slice, and its axis is 0",
 }
 
 
@@ -289,7 +289,7 @@ def _parse_image_types(
             raise InputError(f"imageType {name}: got {own!r}, wanted settings, or {{}} for none")
         own = own or {}
         for setting in _IMAGE_SETTINGS.intersection(own) - {"force2D", "force2Ddimension"}:
-            advice = "is one of the whole picture; move it under `setting`"
+            advice = "is one of the whole image; move it under `setting`"
             raise InputError(f"imageType {name}: the setting {setting} {advice}")
         try:
             image_types[name] = _parse_settings(own, settings)

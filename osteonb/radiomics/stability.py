@@ -165,8 +165,8 @@ def _measure_image(
         classes_by_pair.setdefault((channel, mask), []).append(name)
     found = {}
     for (channel, mask), names in classes_by_pair.items():
-        picture = values.get(channel, regions[mask].view(np.uint8))  # a shape needs no channel
-        features = _measure_region(picture, regions[mask], names, bin_width, mpp)
+        channel_values = values.get(channel, regions[mask].view(np.uint8))  # a shape needs none
+        features = _measure_region(channel_values, regions[mask], names, bin_width, mpp)
         found |= {f"{channel}_{mask}_{name}": value for name, value in features.items()}
     return [found.get(name, np.nan) for name in feature_names(*chosen)]
 
@@ -219,7 +219,7 @@ def _measure_file(
     except InputError as error:
         raise InputError(f"tile {tile}: {error}") from error
 
-
+# %% ../../nbs/radiomics/19_stability.ipynb #stb00003
 def _stability_table(
     values: np.ndarray,  # (n, V, F), from `_measure_versions` for n tiles
     features: list[str],  # their names
@@ -233,7 +233,7 @@ def _stability_table(
             rows.append((feature, name, *_compare_versions(values[:, versions, i])))
     return pd.DataFrame(rows, columns=["feature", "perturbation", "icc", "change", "n_tiles"])
 
-
+# %% ../../nbs/radiomics/19_stability.ipynb #stb00006
 def feature_stability(
     tiles: pd.DataFrame,  # indexed by tile, with `path`; `InputError` for fewer than two
     channels: tuple = ("grey",),  # of `CHANNELS`

@@ -39,7 +39,7 @@ def _check_rgb(
     is_uint8 = _is_array(rgb) and rgb.dtype == np.uint8
     if not (is_uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size):
         wanted = "uint8 of shape (height, width, 3), as read_tile returns it"
-        raise InputError(f"picture: got {_describe_array(rgb)}, wanted {wanted}")
+        raise InputError(f"image: got {_describe_array(rgb)}, wanted {wanted}")
     return rgb
 
 # %% ../../nbs/radiomics/01_stain.ipynb #dfacd830
