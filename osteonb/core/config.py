@@ -32,8 +32,8 @@ class _DataConfig(_Group):
     tile_mpp: Annotated[float, _Range(0, 1000)] = 0.0
     # whether mixed tiles, under the label that they count as, are trained on; they are tested on
     train_on_mixed: bool = True
-    # fraction of the training groups' tiles that validates, about, in (0, 0.5]
-    valid_fraction: Annotated[float, _Range(1e-9, 0.5)] = 0.2
+    # fraction of the training groups' tiles that validates, about; 0 needs `keep_epoch="last"`
+    valid_fraction: Annotated[float, _Range(0, 0.5)] = 0.2
     # validation by whole scans, or by a whole group where one has all classes
     valid_by: Literal["scan", "group"] = "scan"
 

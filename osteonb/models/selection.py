@@ -73,7 +73,7 @@ def _check_validation(
         concerned = valid[valid.label != CLASSES[0]]
         wanted = "tumor tile"
     if concerned.empty:
-        fix = "use a larger valid_fraction, or hold out another group"
+        fix = "use a larger valid_fraction, hold out another group, or set keep_epoch='last'"
         raise InputError(f"validation part: no {wanted} to choose an epoch by; {fix}")
 
 

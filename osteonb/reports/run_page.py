@@ -147,6 +147,20 @@ def _gate_part(
     return figure_to_html(plot_gate(predictions, note), "Weight of the image by class")
 
 
+def _kept_epoch_text(
+    history: pd.DataFrame,  # with `epoch`, `valid_score` and `valid_auc`
+    keep_epoch: str,  # `best` or `last`
+) -> str:
+    "Say which epoch was kept, and by what it was chosen."
+    if keep_epoch == "last":
+        return f"{len(history)} epochs; kept is the last, and nothing was chosen on validation tiles."
+    best = history.loc[history.valid_score.idxmax()]
+    return (
+        f"{len(history)} epochs; kept is epoch {best.epoch:.0f}, the best by AUC on validation scans "
+        f"({best.valid_auc:.3f}); equal AUCs are told apart by the log loss."
+    )
+
+
 def _training_section(
     run: Run,  # with its predictions
     note: str,  # printed on figures
@@ -160,11 +174,7 @@ def _training_section(
         )
         return html_section("Training", text)
     history = run.history.rename_axis("epoch").reset_index()
-    best = history.loc[history.valid_score.idxmax()]
-    text = (
-        f"{len(history)} epochs; kept is epoch {best.epoch:.0f}, the best by AUC on validation scans "
-        f"({best.valid_auc:.3f}); equal AUCs are told apart by the log loss."
-    )
+    text = _kept_epoch_text(history, config.training.keep_epoch)
     learning = _learning_part(history, config, note)
     return html_section("Training", text, learning, _gate_part(run.predictions, note))
 
