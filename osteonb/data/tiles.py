@@ -125,7 +125,7 @@ def _tile_positions(
         positions[column] = numbers.astype(float)
     return positions
 
-# %% ../../nbs/data/03_tiles.ipynb #01478a64
+# %% ../../nbs/data/03_tiles.ipynb #b793cccb
 def _stated_scale(
     file: Path,  # for messages
     raw: pd.DataFrame,  # of `_read_list_text`, with `mpp` if it is stated
@@ -139,7 +139,7 @@ def _stated_scale(
     check_rows(file, "no scale under 'mpp'", line + " → " + text.map(repr), wrong, fix)
     return mpp
 
-
+# %% ../../nbs/data/03_tiles.ipynb #01478a64
 def _read_list_table(
     file: Path,  # a CSV file with a row for each tile
 ) -> pd.DataFrame:  # by tile: `path` (as written), `patient`, `slide`, `x`, `y`, `label`, `mpp`
@@ -158,7 +158,7 @@ def _read_list_table(
 
 # %% ../../nbs/data/03_tiles.ipynb #75725b3b
 def _read_tile_list(
-    file: str | Path,  # a CSV file with `path, label, patient, slide`, perhaps `tile, x, y`
+    file: str | Path,  # a CSV with `path, label, patient, slide`, perhaps `tile, x, y, mpp`
     mixed_label: str = "non-viable",  # what mixed tiles count as: `non-viable`, `viable`, or `drop`
     tile_size: int = 1024,  # side that every tile must have, pixels
     n_jobs: int | None = None,  # threads that decode; None for one a core
