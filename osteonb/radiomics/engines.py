@@ -37,7 +37,8 @@ def _is_number(
 ) -> bool:
     "Return whether a value is a number within ±10¹⁵; True and False are none."
     is_real = isinstance(value, (int, float, np.integer, np.floating))
-    return is_real and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
+    plain = value.item() if isinstance(value, np.generic) else value  # else 16 bits overflow
+    return is_real and not isinstance(value, bool) and abs(plain) <= _MAX_NUMBER
 
 
 def _is_count(

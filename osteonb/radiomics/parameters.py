@@ -60,7 +60,8 @@ def _is_of_kind(
     is_bool = isinstance(value, (bool, np.bool_))
     if not isinstance(value, _KINDS[kind][0]) or (is_bool and kind != "bool"):
         return False
-    return kind == "text" or abs(value) <= sys.float_info.max  # no infinity, nor NaN
+    plain = value.item() if isinstance(value, np.generic) else value  # else 32 bits overflow
+    return kind == "text" or abs(plain) <= sys.float_info.max  # no infinity, nor NaN
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #963b7438
 def _wanted(
