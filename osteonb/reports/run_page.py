@@ -17,6 +17,7 @@ from ..core.runs import Run
 from ..data.tiles import class_counts
 from ..evaluation.decisions import decision_table
 from ..evaluation.metrics import evaluate, validation_thresholds
+from ..evaluation.predictions import predicted_scope
 from ..evaluation.tables import run_warnings, summarize
 from osteonb.reports.html import (
     _RESEARCH_NOTE,
@@ -37,6 +38,7 @@ from osteonb.reports.run_figures import (
     plot_confusion,
     plot_gate,
 )
+from .scan_maps import _plot_scan_map
 from .style import figure_to_html
 
 # %% ../../nbs/reports/04_run_page.ipynb #f6f5808d
@@ -121,6 +123,31 @@ def _results_section(
         html_details("Every metric", html_table(all_metrics)),
         html_details("Thresholds fixed on validation", html_table(thresholds)),
     )
+
+# %% ../../nbs/reports/04_run_page.ipynb #fbf1da35
+_MAP_TEXT = (
+    "Each square is a test tile at its place on the scan, in the color of its class. A circle is a mistake: "
+    "its left half has the color of the tile's class, its right half that of the class that was given."
+)
+
+
+def _map_section(
+    run: Run,  # with its predictions
+    note: str,  # printed on the figure
+) -> str:  # empty where no test tile has a place, or one task alone is answered
+    "Return the section with the map of each scan."
+    predictions = run.predictions
+    tiles = run.tiles
+    test = predictions.index[predictions.part == "test"]
+    has_place = tiles.loc[test, ["x", "y"]].notna().all(axis=1).any()
+    if not has_place or predicted_scope(predictions) != "classes":
+        return ""
+    config = run.config
+    figure = _plot_scan_map(
+        predictions, tiles, "most_probable", config.data.tile_size, note
+    )
+    described = figure_to_html(figure, "Test tiles at their places on each scan, right and wrong")
+    return html_section("Where the mistakes are", _MAP_TEXT, described)
 
 # %% ../../nbs/reports/04_run_page.ipynb #e316099e
 def _learning_part(
@@ -224,7 +251,9 @@ def _nuclei_quality(
             "tiles below ½": by_class.apply(lambda quality: int((quality < 0.5).sum())),
         }
     )
-    text = "The share of the objects in the mask of nuclei that look like nuclei. Below ½ the mask is "
+    text = (
+        "The share of the objects in the mask of nuclei that look like nuclei. Below ½ the mask is "
+    )
     text += "mostly noise, as on pale dead tumor and bone, and so are the features of nuclei there."
     return _paragraph(text) + html_table(table.rename_axis("class"))
 
@@ -302,6 +331,7 @@ def run_report(
         warning_box(run_warnings(config, tiles, folds)),
         html_numbers(_headline(metrics)),
         _results_section(predictions, metrics, note),
+        _map_section(run, note),
         _data_section(tiles, folds, run.excluded, note),
         _training_section(run, note),
         _features_section(run, note),
