@@ -142,10 +142,7 @@ def _map_section(
     has_place = tiles.loc[test, ["x", "y"]].notna().all(axis=1).any()
     if not has_place or predicted_scope(predictions) != "classes":
         return ""
-    config = run.config
-    figure = _plot_scan_map(
-        predictions, tiles, "most_probable", config.data.tile_size, note
-    )
+    figure = _plot_scan_map(predictions, tiles, side=run.config.data.tile_size, note=note)
     described = figure_to_html(figure, "Test tiles at their places on each scan, right and wrong")
     return html_section("Where the mistakes are", _MAP_TEXT, described)
 
