@@ -20,6 +20,7 @@ from ..data.tiles import class_counts
 from ..evaluation.bootstrap import intervals
 from ..evaluation.tables import run_warnings, summarize
 from ..models.checkpoint import load_model
+from ..models.patches import _patch_starts, _reduced_side_px
 from .run_page import _split_text
 
 # %% ../../nbs/reports/06_model_card.ipynb #b0df488a
@@ -89,14 +90,17 @@ def _headline_figures(
 # %% ../../nbs/reports/06_model_card.ipynb #f5e9173c
 def _input_lines(
     config: Config,  # of the run
+    tiles: pd.DataFrame,  # that entered, with `mpp` where their scale is known
     features: list[str] | None,  # that enter the model, in order; None for images only
 ) -> list[str]:
     "Say what the model looks at."
     lines = []
     if config.model.modality != "radiomics":
-        side = config.model.image_size
+        side = _reduced_side_px(config, tiles)
         tile = f"RGB, of a tile of {config.data.tile_size} pixels"
-        lines.append(f"`image`: {side} × {side} bytes, {tile}")
+        n_patches = len(_patch_starts(side, config.model.patch_size)) ** 2
+        cut = f", seen in {n_patches} patches" if n_patches > 1 else ""
+        lines.append(f"`image`: {side} × {side} bytes, {tile}{cut}")
     if features is not None:
         names = ", ".join(features)
         order = "as `osteonb features` measures them, in this order"
@@ -155,7 +159,7 @@ def write_model_card(
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(config, None if scaler is None else list(scaler.mean.index)),
+        "Inputs": _input_lines(config, tiles, None if scaler is None else list(scaler.mean.index)),
         "Limits": run_warnings(config, tiles, folds),
         "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
         "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],
