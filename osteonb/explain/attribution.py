@@ -7,7 +7,6 @@ __all__ = ['grad_cam', 'integrated_gradients', 'feature_attributions', 'permutat
 
 # %% ../../nbs/explain/01_attribution.ipynb #c216365c
 import copy
-import itertools
 from types import ModuleType
 from typing import Callable
 
@@ -23,7 +22,7 @@ from ..core.runtime import import_optional
 from ..data.images import read_tile
 from ..models.embedding import best_device
 from ..models.fusion import TrainedModel
-from ..models.patches import _cut_patches, _patch_starts, _reduced_side_px
+from ..models.patches import PatchGrid
 
 # %% ../../nbs/explain/01_attribution.ipynb #1bd37f4d
 def _import_captum() -> ModuleType:  # `captum.attr`
@@ -88,7 +87,8 @@ class _EndToEndModel(nn.Module):
         "Turn (B, 3, S, S) pixels from 0 to 1 into (B, n_image), of P patches (B, P, n_image)."
         if self.body is None:
             return None
-        patches = _cut_patches(image.to(self.device), self.patch_size)  # (B, P, 3, s, s)
+        grid = PatchGrid(image.shape[-1], self.patch_size)
+        patches = grid.cut(image.to(self.device))  # (B, P, 3, s, s)
         # (BP, C, h, w), or (BP, h, w, C), or (BP, tokens, C)
         maps = self.body.forward_features(self.backbone.normalize(patches.flatten(0, 1)))
         if getattr(self.body, "output_fmt", None) == "NHWC":
@@ -118,7 +118,7 @@ def _model_inputs(
     model = trained.config.model
     image = radiomics = None
     if model.modality != "radiomics":
-        side = _reduced_side_px(trained.config, pd.DataFrame([tile]))
+        side = PatchGrid.of_tiles(trained.config, pd.DataFrame([tile])).side_px
         pixels = torch.tensor(read_tile(tile.path, side))  # (S, S, 3)
         image = pixels.permute(2, 0, 1)[None] / 255
     if model.modality != "image":
@@ -126,26 +126,6 @@ def _model_inputs(
     return image, radiomics
 
 # %% ../../nbs/explain/01_attribution.ipynb #20a1c8e0
-def _join_maps(
-    maps: Tensor,  # (BP, h, w), patch by patch, row by row
-    side_px: int,  # of the image
-    patch_size: int,  # side of a patch, pixels; 0 for the whole image
-) -> Tensor:  # (B, H, W)
-    "Lay the maps of patches side by side; where patches overlap, average their maps."
-    starts = _patch_starts(side_px, patch_size)
-    if len(starts) == 1:
-        return maps
-    size = maps.shape[-1]
-    places = [round(start * size / patch_size) for start in starts]  # in positions of a map
-    side = places[-1] + size
-    total = torch.zeros(len(maps) // len(starts) ** 2, side, side)
-    count = torch.zeros(side, side)
-    for patch, (y, x) in enumerate(itertools.product(places, places)):
-        total[:, y : y + size, x : x + size] += maps[patch :: len(starts) ** 2]
-        count[y : y + size, x : x + size] += 1
-    return total / count
-
-
 def grad_cam(
     model: _EndToEndModel,
     image: Tensor,  # (B, 3, S, S) from 0 to 1
@@ -172,7 +152,8 @@ def grad_cam(
         raise InputError(
             f"backbone {backbone}: its last features have no place on the tile"
         ) from error
-    return _join_maps(maps[:, 0].detach().cpu(), image.shape[-1], model.patch_size)
+    grid = PatchGrid(image.shape[-1], model.patch_size)
+    return grid.join(maps[:, 0].detach().cpu())
 
 # %% ../../nbs/explain/01_attribution.ipynb #630cb9d5
 def integrated_gradients(

@@ -20,7 +20,7 @@ from ..data.tiles import class_counts
 from ..evaluation.bootstrap import intervals
 from ..evaluation.tables import run_warnings, summarize
 from ..models.checkpoint import load_model
-from ..models.patches import _patch_starts, _reduced_side_px
+from ..models.patches import PatchGrid
 from .run_page import _split_text
 
 # %% ../../nbs/reports/07_model_card.ipynb #b0df488a
@@ -96,11 +96,10 @@ def _input_lines(
     "Say what the model looks at."
     lines = []
     if config.model.modality != "radiomics":
-        side = _reduced_side_px(config, tiles)
+        grid = PatchGrid.of_tiles(config, tiles)
         tile = f"RGB, of a tile of {config.data.tile_size} pixels"
-        n_patches = len(_patch_starts(side, config.model.patch_size)) ** 2
-        cut = f", seen in {n_patches} patches" if n_patches > 1 else ""
-        lines.append(f"`image`: {side} × {side} bytes, {tile}{cut}")
+        cut = f", seen in {grid.n_patches} patches" if grid.n_patches > 1 else ""
+        lines.append(f"`image`: {grid.side_px} × {grid.side_px} bytes, {tile}{cut}")
     if features is not None:
         names = ", ".join(features)
         order = "as `osteonb features` measures them, in this order"
