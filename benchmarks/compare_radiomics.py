@@ -101,6 +101,8 @@ class Worker:
         command = [self.python, WORKER, self.name, self.arrays]
         pipe = subprocess.PIPE
         environment = os.environ | ONE_THREAD
+        if self.name in PACKAGES:  # nothing but its own environment
+            environment.pop("PYTHONPATH", None)
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment, bufsize=0
         )
@@ -359,7 +361,8 @@ def run(
             worker.close()
     table = summarize_costs(costs).reset_index(names=["mask", "set", "implementation"])
     different = summarize_differences(differences)
-    print(f"{len(tiles)} tiles, one thread, bin width 5\n\n{as_markdown(table)}\n")
+    counted = "1 tile" if len(tiles) == 1 else f"{len(tiles)} tiles"
+    print(f"{counted}, one thread, bin width 5\n\n{as_markdown(table)}\n")
     numbers = ["difference", "its value", "PyRadiomics"]
     shown = different.assign(**{name: different[name].map("{:.4g}".format) for name in numbers})
     print(f"Relative differences from PyRadiomics above {TOLERANCE:g}:\n\n{as_markdown(shown)}")

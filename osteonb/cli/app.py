@@ -238,4 +238,22 @@ _Cache = Annotated[
     ),
 ]
 _Device = Annotated[str, typer.Option(help="Where networks compute: auto, cpu, cuda or cuda:N.")]
-_Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes; default one for each core.")]
+
+# %% ../../nbs/cli/01_app.ipynb #jobs0002
+def _check_n_jobs(
+    n_jobs: int | None,  # of `--jobs`; None where it is not given
+) -> int | None:  # the same
+    "Raise `typer.BadParameter`, the error of an option, for a number that is none of processes."
+    if n_jobs is not None and n_jobs < 1 and n_jobs != -1:
+        raise typer.BadParameter(f"got {n_jobs}, wanted 1 or more, or -1 for one for each core")
+    return n_jobs
+
+
+def _jobs_option(
+    help: str,  # what the number counts, a sentence
+) -> Any:  # for `Annotated`
+    "Return the option `--jobs`."
+    return typer.Option("--jobs", callback=_check_n_jobs, help=help)
+
+
+_Jobs = Annotated[int | None, _jobs_option("Processes; default one for each core.")]

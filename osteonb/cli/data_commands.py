@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import _Cache, _Jobs, _check_ending, _command
+from .app import _Cache, _Jobs, _check_ending, _command, _jobs_option
 from ..core.errors import InputError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _synthesize(
 @_command
 def _download(
     folder: Annotated[Path, typer.Argument(help="The release's folder: new, or begun before.")],
-    n_jobs: Annotated[int, typer.Option("--jobs", help="Transfers at a time.")] = 4,
+    n_jobs: Annotated[int, typer.Option("--jobs", min=1, help="Transfers at a time.")] = 4,
     timeout: Annotated[
         float, typer.Option(help="Seconds for which a server may be silent.")
     ] = 60.0,
@@ -102,6 +102,38 @@ def _check_source(
     if data.is_file() and data.suffix.lower() != ".csv":
         raise InputError(f"{data}: wanted the folder of a release, or a list whose name ends in .csv")
 
+# %% ../../nbs/cli/02_data_commands.ipynb #mpp00002
+def _check_mpp(
+    mpp: float | None,  # of `--mpp`; None where it is not given
+) -> float | None:  # the same
+    "Raise `typer.BadParameter`, the error of an option, for a size that no pixel has."
+    if mpp is not None and not 0 < mpp < float("inf"):
+        raise typer.BadParameter(f"got {mpp:g}, wanted micrometers a pixel, above 0")
+    return mpp
+
+
+_Mpp = Annotated[
+    float | None,
+    typer.Option(
+        callback=_check_mpp,
+        help="Micrometers a pixel; default 1 for tiles, as the release, and the files' for own regions.",
+    ),
+]
+
+
+def _check_nuclei_mpp(
+    names: list[tuple[str, ...]],  # channels, masks, classes
+    mpp: float,  # micrometers a pixel
+) -> None:
+    "Raise `InputError`, before any tile is read, for pixels in which no nucleus can be found."
+    from osteonb.radiomics import nuclei_segmentation
+
+    if "nuclei" in names[1] or "objects" in names[2]:
+        try:
+            nuclei_segmentation._check_mpp(mpp)
+        except InputError as e:
+            raise InputError(f"--{e}") from e
+
 # %% ../../nbs/cli/02_data_commands.ipynb #16b06607
 def _print_undefined(
     table: "pd.DataFrame",  # of `extract_masked`
@@ -118,13 +150,15 @@ def _print_undefined(
 def _write_masked(
     data: Path,  # a list of images and masks
     out: Path,  # the table to write
+    cache: Path | None,  # folder of cached rows; None for the default
     **options: Any,  # of `extract_masked`
 ) -> None:
     "Measure a list of images with their own masks."
+    from osteonb.core.cache import default_cache_dir
     from osteonb.core.files import write_table
     from osteonb.radiomics.masked_images import extract_masked
 
-    table = extract_masked(data, **options)
+    table = extract_masked(data, cache_dir=cache or default_cache_dir(), **options)
     write_table(table, out)
     typer.echo(f"{len(table)} regions, {table.shape[1] + 1} columns: {out}")
     _print_undefined(table)
@@ -148,6 +182,7 @@ def _write_tiles(
     from osteonb.radiomics.extraction import check_feature_settings, extract, undefined_features
 
     check_feature_settings(*names, bin_width, engine)  # before any tile is read
+    _check_nuclei_mpp(names, mpp)
     tiles, excluded = read_tiles(data, tile_size=tile_size, n_jobs=n_jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*undefined features")  # printed below, with the reasons
@@ -162,19 +197,20 @@ def _write_tiles(
         typer.echo(f"undefined: {feature_class} under the mask {mask}, {n} tiles: {reason}")
     return tiles
 
-
+# %% ../../nbs/cli/02_data_commands.ipynb #wst00002
 def _write_stability(
     tiles: "pd.DataFrame",  # indexed by tile
     settings: tuple,  # channels, masks, feature classes, bin width
     out: Path,  # .csv or .parquet
     n_tiles: int,  # evenly spaced over the table
     n_jobs: int | None,  # processes
+    mpp: float,  # micrometers a pixel
 ) -> None:
     "Write how much each feature changes under changes that mean nothing, and print a summary."
     from osteonb.core.files import write_table
     from osteonb.radiomics.stability import feature_stability
 
-    table = feature_stability(tiles, *settings, max_tiles=n_tiles, n_jobs=n_jobs)
+    table = feature_stability(tiles, *settings, max_tiles=n_tiles, n_jobs=n_jobs, mpp=mpp)
     write_table(table.set_index("feature"), out)
     typer.echo(f"stability on {min(n_tiles, len(tiles))} tiles, ICC(3,1) of each feature: {out}")
     for name, icc in table.groupby("perturbation", sort=False).icc:
@@ -182,7 +218,7 @@ def _write_stability(
 
 # %% ../../nbs/cli/02_data_commands.ipynb #feat0001
 _TILE_OPTIONS = dict(engine="exact", masks="tissue", classes="firstorder,shape2D,objects")
-_TILE_OPTIONS |= dict(bin_width=5, tile_size=1024, cache=None)
+_TILE_OPTIONS |= dict(bin_width=5, tile_size=1024)
 _TILE_OPTIONS |= dict(stability=None, stability_tiles=100)
 _MASK_OPTIONS = dict(params=None, original_names=False)
 
@@ -220,10 +256,7 @@ def _features(
             help="PyRadiomics' parameter file, YAML or JSON, for own regions; without it all classes, bin width 5."
         ),
     ] = None,
-    mpp: Annotated[
-        float | None,
-        typer.Option(help="Micrometers a pixel; default 1 for tiles, as the release, and the files' for own regions."),
-    ] = None,
+    mpp: _Mpp = None,
     original_names: Annotated[
         bool, typer.Option("--original-names", help="PyRadiomics' names, for own regions.")
     ] = False,
@@ -244,27 +277,25 @@ def _features(
         _check_table(stability, [data, params, out])
         if stability_tiles < 2:
             raise InputError(f"--stability-tiles: got {stability_tiles}, wanted two or more, to compare them")
-    from osteonb.radiomics.masked_images import _is_masked_list
+    from osteonb.radiomics.image_files import _is_masked_list
     from osteonb.radiomics.nuclei_segmentation import _RELEASE_MPP
 
-    given = dict(engine=engine, masks=masks, classes=classes, bin_width=bin_width, cache=cache)
+    given = dict(engine=engine, masks=masks, classes=classes, bin_width=bin_width)
     given |= dict(tile_size=tile_size, params=params, original_names=original_names)
     given |= dict(stability=stability, stability_tiles=stability_tiles)
     if _is_masked_list(data):
         advice = "is for tiles; a list of Image and Mask is measured as --params says"
         _check_options(given, _TILE_OPTIONS, advice)
         options = dict(parameters=params, mpp=mpp, original_names=original_names, n_jobs=n_jobs)
-        _write_masked(data, out, channels=_names(channels), **options)
+        _write_masked(data, out, cache, channels=_names(channels), **options)
         return
     advice = "is for own regions; give a CSV list with the columns Image and Mask"
     _check_options(given, _MASK_OPTIONS, advice)
     names = [_names(text) for text in (channels, masks, classes)]
-    if stability and mpp is not None:
-        raise InputError("--mpp: --stability measures pixels of 1 µm, as the release's; leave out one of them")
-    how = (engine, tile_size, cache, n_jobs, _RELEASE_MPP if mpp is None else mpp)
-    tiles = _write_tiles(data, out, names, bin_width, *how)
+    mpp = _RELEASE_MPP if mpp is None else mpp
+    tiles = _write_tiles(data, out, names, bin_width, engine, tile_size, cache, n_jobs, mpp)
     if stability:
-        _write_stability(tiles, (*names, bin_width), stability, stability_tiles, n_jobs)
+        _write_stability(tiles, (*names, bin_width), stability, stability_tiles, n_jobs, mpp)
 
 # %% ../../nbs/cli/02_data_commands.ipynb #27e09490
 @_command
@@ -290,7 +321,7 @@ def _audit(
     seed: Annotated[int, typer.Option(help="Random seed of the folds.")] = 0,
     cache: _Cache = None,
     n_jobs: Annotated[
-        int | None, typer.Option("--jobs", help="Threads that decode; default one for each core.")
+        int | None, _jobs_option("Threads that decode; default one for each core.")
     ] = None,
 ) -> None:
     "Check for leakage between training, validation and test data; status 1 where there is some."

@@ -117,7 +117,8 @@ def _train(
         name = config.model.estimator
         typer.echo(f"The baseline {name!r} is fitted by: osteonb predict {finished.path}")
         return
-    typer.echo(f"{finished.history.valid_auc.max():.3f} best validation AUC")
+    if config.training.keep_epoch == "best":
+        typer.echo(f"{finished.history.valid_auc.max():.3f} best validation AUC")
     typer.echo(f"Model: {finished.file('model')}")
 
 # %% ../../nbs/cli/03_run_commands.ipynb #a01c2dc3

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .app import _Cache, _command, _Device, _print_table, _use_device
+from .app import _Cache, _command, _Device, _jobs_option, _print_table, _use_device
 from ..core.errors import InputError
 
 # %% ../../nbs/cli/06_slide_commands.ipynb #e5fe7fc1
@@ -133,8 +133,7 @@ def _slide(
     cache: _Cache = None,
     device: _Device = "auto",
     n_jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", help="Slides, or threads for one slide; default one for each core."),
+        int | None, _jobs_option("Slides, or threads for one slide; default one for each core.")
     ] = None,
 ) -> None:
     "Estimate the necrosis ratio of a slide, or of a folder of slides and of their patients."

@@ -176,9 +176,10 @@ def compute_table_rows(
     # group of values -> everything besides the tile that it depends on
     settings_by_group: Mapping[Any, dict],
     tiles: pd.DataFrame,  # indexed by tile, with the file's digest in `sha256`
-    compute: Callable,  # (tiles, groups) -> dict of group -> table of values, indexed as `tiles`
+    # (tiles, groups) -> dict of group -> table of values, indexed as `tiles`, perhaps without some
+    compute: Callable,
     block: int = 200,  # number of tiles that are computed and stored together
-) -> dict[Any, pd.DataFrame]:  # group -> values of every tile, in the order of `tiles`
+) -> dict[Any, pd.DataFrame]:  # group -> values of every tile but those left out, in their order
     "Load the cached rows, compute the missing ones, and store them for the next run."
     caches = {group: _RowCache(cache_dir, s) for group, s in settings_by_group.items()}
     for cache in caches.values():
@@ -191,8 +192,10 @@ def compute_table_rows(
         some = missing.iloc[start : start + block]
         groups = [group for group in caches if is_missing[group][some.index].any()]
         for group, values in compute(some, groups).items():
-            caches[group].add(some.sha256, values)
-            known[group].append(values.set_axis(pd.Index(some.sha256, name="sha256")))
+            sha256 = some.sha256.loc[values.index]
+            if len(sha256):
+                caches[group].add(sha256, values)
+                known[group].append(values.set_axis(pd.Index(sha256, name="sha256")))
     return {group: _select_rows(tables, tiles) for group, tables in known.items()}
 
 
@@ -200,9 +203,10 @@ def _select_rows(
     tables: list[pd.DataFrame],  # indexed by digest
     tiles: pd.DataFrame,  # indexed by tile, with `sha256`
 ) -> pd.DataFrame:  # indexed by tile, in the order of `tiles`
-    "Look up the row of each tile."
+    "Look up the row of each tile that has one."
     rows = pd.concat(tables)
-    return rows[~rows.index.duplicated()].loc[tiles.sha256].set_axis(tiles.index)
+    found = tiles[tiles.sha256.isin(rows.index)]
+    return rows[~rows.index.duplicated()].loc[found.sha256].set_axis(found.index)
 
 # %% ../../nbs/core/06_cache.ipynb #23f15381
 def compute_array_rows(

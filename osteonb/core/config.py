@@ -68,9 +68,8 @@ class ModelConfig(_Group):
 
     # the network, or a baseline on the same features
     estimator: Literal["network", "majority", "logistic", "trees", "svm"] = "network"
-    # inverse strength of the penalty of `logistic` and `svm`: on features, and on embeddings
+    # inverse strength of the penalty of `logistic` and `svm`
     C: Annotated[float, _Range(1e-12, 1e12)] = 0.1
-    C_image: Annotated[float, _Range(1e-12, 1e12)] = 0.03
     # name of any timm model
     backbone: str = "tf_efficientnet_lite0"
     # `offline` (a PyPI package), `hub`, `none`, or a safetensors file
@@ -87,16 +86,12 @@ class ModelConfig(_Group):
     precision: Literal["fp32", "bf16"] = "fp32"
     # the backbone is not trained; its embeddings are computed once
     freeze_backbone: bool = True
-    # stages of a backbone that is trained, counted from the last; 0 trains all
-    n_trained_stages: Annotated[int, _Range(0, 100)] = 0
     # what the model is shown
     modality: Literal["image", "radiomics", "fusion"] = "fusion"
     # which questions it answers: the classes directly, both tasks, or one task
     head: Literal["flat", "hierarchical", "tumor", "viability"] = "hierarchical"
     # how image and radiomics are joined: `late` averages the logits of a head on each side
     fusion: Literal["gate", "concat", "late"] = "gate"
-    # the class that a tile is given: the most probable, or tumor at ½ and then the likelier kind
-    decision_rule: Literal["most_probable", "in_order"] = "most_probable"
     # units of each projection
     width: Annotated[int, _Range(1, 10_000)] = 256
     # hidden units of the attention gate
@@ -105,8 +100,6 @@ class ModelConfig(_Group):
     dropout: Annotated[float, _Range(0, 0.999)] = 0.3
     # prediction passes with dropout on, averaged; 0 is one pass with it off
     mc_dropout_passes: Annotated[int, _Range(0, 10**9)] = 0
-    # networks that are trained from seeds of their own and averaged
-    n_members: Annotated[int, _Range(1, 100)] = 1
 
     def __post_init__(self) -> None:
         "Check each setting, and those that depend on one another."
@@ -115,7 +108,7 @@ class ModelConfig(_Group):
             raise InputError(f"setting 'image_size': got {self.image_size}, wanted 0 or at least 8")
         if self.image_size and self.image_mpp:
             raise InputError("settings 'image_size' and 'image_mpp': both state a scale; keep one")
-        if self.estimator not in ("network", "logistic") and self.modality != "radiomics":
+        if self.estimator != "network" and self.modality != "radiomics":
             fix = "sees features alone; set modality='radiomics'"
             raise InputError(f"setting 'estimator': the baseline {self.estimator!r} {fix}")
 
@@ -138,7 +131,7 @@ class _TrainingConfig(_Group):
     side_loss: Annotated[float, _Range(0, 1000)] = 0.0
     # side of the random crops that a trained backbone sees at full resolution, pixels; 0: no crops
     crop_size: Annotated[int, _Range(0, 4096)] = 0
-    # largest random change of each stain's amount in training, as a fraction
+    # largest random change of each stain's amount for a trained backbone, as a fraction
     stain_jitter: Annotated[float, _Range(0, 1)] = 0.0
     # deviation of the normal noise added to scaled features in training
     feature_noise: Annotated[float, _Range(0, 1000)] = 0.0
@@ -233,12 +226,16 @@ class Config:
     training: _TrainingConfig = _TrainingConfig()
 
     def __post_init__(self) -> None:
-        "Check the preset's name and the type of each group."
+        "Check the preset's name, the type of each group, and settings of two groups."
         if not isinstance(self.preset, str) or self.preset not in _PRESETS:
             raise unknown_name_error("preset", self.preset, _PRESETS)
         for name, kind in _GROUPS.items():
             if type(getattr(self, name)) is not kind:
                 raise InputError(f"settings {name!r}: wanted {kind.__name__}; use `configure`")
+        changes_pixels = self.training.crop_size or self.training.stain_jitter
+        if changes_pixels and self.model.freeze_backbone:
+            fix = "set freeze_backbone=False, or both to 0"
+            raise InputError(f"settings 'crop_size' and 'stain_jitter': need a trained backbone; {fix}")
 
     def replace(
         self,
@@ -374,8 +371,8 @@ def _read_toml(
 
 # settings that version 0.1 lacks; at their defaults everything is as it was there
 _NEW_SETTINGS = (
-    "tile_mpp train_on_mixed image_mpp patch_size pooling C_image n_trained_stages"
-    " decision_rule n_members modality_dropout side_loss crop_size stain_jitter keep_epoch"
+    "tile_mpp train_on_mixed image_mpp patch_size pooling modality_dropout side_loss crop_size"
+    " stain_jitter keep_epoch"
 ).split()
 
 

@@ -163,6 +163,8 @@ def _validation_tiles(
     "Choose validation tiles by group where asked and possible, otherwise by scan."
     if valid_by not in ("scan", "group"):
         raise unknown_name_error("value of valid_by:", valid_by, ("scan", "group"))
+    if valid_fraction == 0:
+        return np.array([], dtype=int)
     if valid_by == "group":
         valid = _choose_validation(tiles, valid_fraction, seed, "group")
         if _has_all_classes(_class_codes(tiles), valid):
@@ -204,7 +206,7 @@ def _make_parts(
 def hold_out_group(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan`, `group` and `label`
     test_group: str,  # a group, or a patient whose whole group is the test part
-    valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
+    valid_fraction: float = 0.2,  # about this fraction of the others validates, in [0, 0.5]
     seed: int = 0,  # decides what validates
     valid_by: str = "scan",  # whole scans validate, or a whole `group` where one can
 ) -> pd.DataFrame:  # `fold` (the test group) and `part` (train, valid, test), indexed by tile
@@ -213,7 +215,7 @@ def hold_out_group(
     group = _find_group(tiles, test_group)
     others = tiles[tiles.group != group]
     valid = _validation_tiles(others, valid_fraction, seed, valid_by)
-    if not _has_all_classes(_class_codes(others), valid):
+    if valid_fraction > 0 and not _has_all_classes(_class_codes(others), valid):
         problem = "no choice of scans gives training and validation all classes"
         fix = "try another seed, a larger valid_fraction or more scans"
         raise InputError(f"with {group} held out, {problem}; {fix}")
@@ -222,7 +224,7 @@ def hold_out_group(
 # %% ../../nbs/data/06_splits.ipynb #0dacb467
 def leave_one_group_out(
     tiles: pd.DataFrame,  # with `patient`, `slide`, `scan`, `group` and `label`
-    valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
+    valid_fraction: float = 0.2,  # about this fraction of the others validates, in [0, 0.5]
     seed: int = 0,  # decides what validates
     valid_by: str = "scan",  # whole scans validate, or a whole `group` where one can
 ) -> pd.DataFrame:  # `fold` (the test group) and `part`; each tile once in each fold
@@ -248,7 +250,7 @@ def leave_one_group_out(
 # %% ../../nbs/data/06_splits.ipynb #d6d3ac00
 def leave_one_patient_out(
     tiles: pd.DataFrame,  # with `patient`, `slide` and `label`
-    valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
+    valid_fraction: float = 0.2,  # about this fraction of the others validates, in [0, 0.5]
     seed: int = 0,  # decides which slides validate
 ) -> pd.DataFrame:  # `fold` (the test patient) and `part`; each tile once in each fold
     "Hold out every patient by name, so that scans under two names are in two parts."
@@ -259,7 +261,7 @@ def leave_one_patient_out(
 def _random_slide_folds(
     tiles: pd.DataFrame,  # with `slide` and `label`
     n_folds: int = 5,  # each slide tests in one of them, at least 2
-    valid_fraction: float = 0.2,  # about this fraction of the others validates, in (0, 0.5]
+    valid_fraction: float = 0.2,  # about this fraction of the others validates, in [0, 0.5]
     seed: int = 0,  # decides which slides
 ) -> pd.DataFrame:  # `fold` ("1", "2", …) and `part`; each tile once in each fold
     "Split slides by name at random, so that patients and scans are in all parts."
@@ -286,6 +288,8 @@ def _split_at_random(
     seed: int,  # decides which tiles
 ) -> np.ndarray:  # positions of the tiles that validate
     "Draw validation tiles by class; raise `InputError` where there are too few tiles."
+    if valid_fraction == 0:
+        return np.array([], dtype=int)
     try:
         _, valid = train_test_split(
             rest, test_size=valid_fraction, stratify=codes[rest], random_state=seed
@@ -300,13 +304,14 @@ def _split_at_random(
 def random_tile_folds(
     tiles: pd.DataFrame,  # with `label`
     n_folds: int = 5,  # each tile tests in one of them, at least 2
-    valid_fraction: float = 0.2,  # fraction of the other tiles that validates, in (0, 0.5]
+    valid_fraction: float = 0.2,  # fraction of the other tiles that validates, in [0, 0.5]
     seed: int = 0,  # decides which tiles
 ) -> pd.DataFrame:  # `fold` ("1", "2", …) and `part`; each tile once in each fold
     "Split tiles at random, so that scans and patients are in all parts and results are too good."
     codes = _class_codes(tiles)
     rarest = np.unique(codes, return_counts=True)[1].min()
-    _n_folds_for(valid_fraction)  # raises where the fraction is out of its range
+    if valid_fraction != 0:
+        _n_folds_for(valid_fraction)  # raises where the fraction is out of its range
     if n_folds < 2:
         raise InputError(f"n_folds: got {n_folds}, wanted at least 2")
     if rarest < max(n_folds, 4):

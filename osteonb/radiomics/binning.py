@@ -193,3 +193,25 @@ def _check_n_levels(
     if n_levels > _MAX_LEVELS:
         wanted = f"at most {_MAX_LEVELS}; raise bin_width or set bin_count"
         raise InputError(f"{feature_class}: got {n_levels} gray levels, wanted {wanted}")
+
+# %% ../../nbs/radiomics/10_binning.ipynb #lev00002
+_MAX_GLCM_LEVELS = 2000  # a minute for neighbors at distance 1
+
+
+def _check_glcm_levels(
+    values: np.ndarray,  # (H, W), real numbers
+    region: np.ndarray,  # (H, W), bool
+    bin_width: float,  # gray levels in a bin
+    bin_count: int | None = None,  # number of bins, instead of a width
+    distances: tuple[int, ...] = (1,),  # of neighbors, pixels
+) -> None:
+    "Raise `InputError` where bins and directions are so many that co-occurrences take minutes."
+    inside = values[region].astype(np.float64)
+    n_bins = bin_count or float(np.ptp(inside)) // bin_width + 1
+    n_levels = min(n_bins, inside.size)
+    if n_levels > _MAX_GLCM_LEVELS:
+        problem = f"{n_bins:.7g} bins for gray values from {inside.min():g} to {inside.max():g}"
+        raise InputError(f"image: {problem}; set a larger binWidth, or a binCount such as 64")
+    if n_levels**3 * sum(distances) > _MAX_GLCM_LEVELS**3:
+        problem = f"{n_bins:.7g} bins and {4 * sum(distances)} directions for co-occurrences"
+        raise InputError(f"distances: {problem}; take fewer of them, or fewer bins")

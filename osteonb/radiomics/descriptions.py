@@ -25,6 +25,19 @@ FEATURES = {
 }
 _PAPER_FEATURE_CLASSES = ("firstorder", "shape2D")  # the classes of the paper's 29 features
 
+# %% ../../nbs/radiomics/15_descriptions.ipynb #pyc00002
+_CLASSES = ("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm", "shape2D")
+_DEPRECATED = {("firstorder", "StandardDeviation"), ("shape2D", "SphericalDisproportion")}
+
+
+def _all_features(
+    feature_class: str,  # of `_CLASSES`
+) -> tuple[str, ...]:
+    "Return the features of a class that PyRadiomics measures where none is named."
+    # by the names of PyRadiomics' methods, such as `getMeanFeatureValue`
+    names = sorted(FEATURES[feature_class], key=lambda name: f"{name}FeatureValue")
+    return tuple(name for name in names if (feature_class, name) not in _DEPRECATED)
+
 # %% ../../nbs/radiomics/15_descriptions.ipynb #3260b4de
 def feature_definition(
     feature_class: str,  # of `FEATURES`; another name is an `InputError`

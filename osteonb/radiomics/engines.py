@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import InputError, unknown_name_error
-from .binning import _bounding_box, _discretize, _FlatImage, _flatten_image
+from .binning import _MAX_BINS, _bounding_box, _discretize, _FlatImage, _flatten_image
 from .descriptions import _TEXTURES, FEATURES, _PAPER_FEATURE_CLASSES
 from .firstorder import _compute_firstorder, _count_values
 from .glcm import _compute_glcm
@@ -23,13 +23,33 @@ from .ngtdm import _compute_ngtdm
 from .nuclei import _compute_objects
 from .shape import _compute_shape2d, _measure_outline
 from .size_matrices import _compute_gldm, _compute_glrlm, _compute_glszm
-from .stain import _describe_array
+from .stain import _describe_array, _is_array
 
 if TYPE_CHECKING:
     from radiomics.featureextractor import RadiomicsFeatureExtractor
 
+# %% ../../nbs/radiomics/16_engines.ipynb #num00001
+_MAX_NUMBER = 1e15  # below it whole numbers are exact, and squares are finite
+
+
+def _is_number(
+    value: object,
+) -> bool:
+    "Return whether a value is a number within ±10¹⁵; True and False are none."
+    is_real = isinstance(value, (int, float, np.integer, np.floating))
+    plain = value.item() if isinstance(value, np.generic) else value  # else 16 bits overflow
+    return is_real and not isinstance(value, bool) and abs(plain) <= _MAX_NUMBER
+
+
+def _is_count(
+    value: object,
+) -> bool:
+    "Return whether a value is a whole number above 0."
+    return _is_number(value) and isinstance(value, (int, np.integer)) and value > 0
+
 # %% ../../nbs/radiomics/16_engines.ipynb #5af8155b
 _WEIGHTING_NORMS = (None, "manhattan", "euclidean", "infinity", "no_weighting")
+_MAX_DISTANCES = 1000  # in all; there are four times as many directions
 
 
 @dataclass(frozen=True)
@@ -56,14 +76,16 @@ class FeatureSettings:
         distances = self.distances
         are_distances = isinstance(distances, tuple) and all(_is_count(d) for d in distances)
         are_distances = are_distances and 0 < len(set(distances)) == len(distances)
+        are_distances = are_distances and sum(distances) <= _MAX_DISTANCES
         is_spacing = isinstance(self.spacing, tuple) and len(self.spacing) == 2
         is_spacing = is_spacing and all(_is_number(s) and s > 0 for s in self.spacing)
         is_norm = self.weighting_norm in _WEIGHTING_NORMS
         is_bin_count = self.bin_count is None or _is_count(self.bin_count)
-        some_distances = "a tuple of different whole numbers above 0, such as (1, 2)"
+        is_bin_count = is_bin_count and (self.bin_count or 0) <= _MAX_BINS
+        some_distances = f"a tuple of different whole numbers above 0, {_MAX_DISTANCES} at most in all"
         return [
-            ("bin_width", _is_number(self.bin_width) and self.bin_width > 0, "a number above 0"),
-            ("bin_count", is_bin_count, "None or a whole number above 0"),
+            ("bin_width", _is_number(self.bin_width) and self.bin_width > 0, "a number above 0, up to 10¹⁵"),
+            ("bin_count", is_bin_count, f"None or a whole number from 1 to {_MAX_BINS}"),
             ("distances", are_distances, some_distances),
             ("weighting_norm", is_norm, f"one of {', '.join(map(str, _WEIGHTING_NORMS))}"),
             ("symmetric_glcm", isinstance(self.symmetric_glcm, bool), "True or False"),
@@ -71,21 +93,6 @@ class FeatureSettings:
             ("voxel_array_shift", _is_number(self.voxel_array_shift), "a number"),
             ("spacing", is_spacing, "two numbers above 0, height and width of a pixel"),
         ]
-
-
-def _is_number(
-    value: object,
-) -> bool:
-    "Return whether a value is a finite number; True and False are none."
-    is_real = isinstance(value, (int, float, np.integer, np.floating))
-    return is_real and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def _is_count(
-    value: object,
-) -> bool:
-    "Return whether a value is a whole number above 0."
-    return _is_number(value) and isinstance(value, (int, np.integer)) and value > 0
 
 # %% ../../nbs/radiomics/16_engines.ipynb #a810d739
 def _compute_texture(
@@ -123,7 +130,7 @@ def _check_values(
     mask: np.ndarray,  # (H, W), bool
 ) -> np.ndarray:  # (H, W), integers or floats of at most 64 bits in the byte order of this machine
     "Check that an array holds values to be measured under a mask."
-    is_real = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+    is_real = _is_array(values) and values.dtype.kind in "biuf"
     if not (is_real and values.shape == mask.shape):
         wanted = f"whole numbers or floats of shape {mask.shape}, as the mask"
         raise InputError(f"values: got {_describe_array(values)}, wanted {wanted}")
@@ -209,8 +216,8 @@ def _pyradiomics_features(
     for channel, mask in dict.fromkeys((channel, mask) for channel, mask, _ in groups):
         classes = [name for name in FEATURES if (channel, mask, name) in groups]
         region = sitk.GetImageFromArray(masks[mask][None].astype(np.uint8))
-        picture = values.get(channel, masks[mask])  # a shape needs no channel
-        image = sitk.GetImageFromArray(_widen(picture)[None])
+        channel_values = values.get(channel, masks[mask])  # a shape needs no channel
+        image = sitk.GetImageFromArray(_widen(channel_values)[None])
         extractor = _pyradiomics_extractor(classes, bin_width, shift)
         with warnings.catch_warnings():
             # means over no direction: the value is NaN
@@ -234,8 +241,8 @@ def _exact_features(
     features = {}
     for channel, mask in dict.fromkeys((channel, mask) for channel, mask, _ in groups):
         classes = [name for name in FEATURES if (channel, mask, name) in groups]
-        picture = values.get(channel, masks[mask])  # a shape needs no channel
-        region = _compute_region(picture, masks[mask], classes, settings)
+        channel_values = values.get(channel, masks[mask])  # a shape needs no channel
+        region = _compute_region(channel_values, masks[mask], classes, settings)
         features |= {(channel, mask, name): region[name] for name in classes}
     return features
 
@@ -280,7 +287,7 @@ def _check_mask(
     shape: tuple[int, int],  # (H, W), of the channel
 ) -> np.ndarray:  # (H, W), bool, with at least one pixel
     "Check that an array is a mask of a channel, and return it as bool."
-    is_integer = isinstance(mask, np.ndarray) and mask.dtype.kind in "biu"
+    is_integer = _is_array(mask) and mask.dtype.kind in "biu"
     if not (is_integer and mask.shape == shape):
         wanted = f"bool, or whole numbers 0 and 1, of shape {shape}, as the channel"
         raise InputError(f"mask: got {_describe_array(mask)}, wanted {wanted}")
@@ -334,7 +341,10 @@ def compute_features(
 ) -> dict[str, float]:  # `<class>_<Feature>` -> value
     "Return the features of one channel under one mask; raise `InputError` where it has none."
     _check_engine_settings(feature_classes, bin_width, engine)
-    mask = _check_mask(mask, np.shape(values))
+    if not _is_array(values) or values.ndim != 2:
+        wanted = "one channel, an array of shape (height, width)"
+        raise InputError(f"values: got {_describe_array(values)}, wanted {wanted}")
+    mask = _check_mask(mask, values.shape)
     values = _check_values(values, mask)
     if reason := _undefined_reason(mask):
         raise InputError(f"mask: {reason}, so it has no features in two dimensions")

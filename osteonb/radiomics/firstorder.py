@@ -20,9 +20,9 @@ def _count_gray_levels(
     mask: np.ndarray,  # (H, W), bool
 ) -> np.ndarray:  # (256,), int64
     "Count the pixels of each gray level under a mask, eq. (1)."
-    picture = Image.fromarray(values)
+    image = Image.fromarray(values)
     under = None if mask.all() else Image.fromarray(mask.view(np.uint8))
-    return np.array(picture.histogram(under))
+    return np.array(image.histogram(under))
 
 # %% ../../nbs/radiomics/08_firstorder.ipynb #24002389
 _MAX_SPAN = 1 << 16  # of integers that are counted; others are sorted
@@ -172,13 +172,15 @@ def _standard_deviation(h: _Histogram) -> float:
 
 def _skewness(h: _Histogram) -> float:
     r"$\mu_3 / \mu_2^{3/2}$, 0 where all pixels are equal. IBSI: intensity skewness (KE2A)."
-    return _central_moment(h, 3) / _central_moment(h, 2) ** 1.5 if len(h.x) > 1 else 0.0
+    spread = _central_moment(h, 2) ** 1.5
+    return _central_moment(h, 3) / spread if len(h.x) > 1 and spread else 0.0
 
 
 def _kurtosis(h: _Histogram) -> float:
     r"""$\mu_4 / \mu_2^2$, 0 where all pixels are equal.
     IBSI: (excess) intensity kurtosis (IPH6), plus 3."""
-    return _central_moment(h, 4) / _central_moment(h, 2) ** 2 if len(h.x) > 1 else 0.0
+    spread = _central_moment(h, 2) ** 2
+    return _central_moment(h, 4) / spread if len(h.x) > 1 and spread else 0.0
 
 
 def _mean_absolute_deviation(h: _Histogram) -> float:

@@ -122,7 +122,7 @@ def _run_loop(
                 reached[here[x], place[x]] += 1
     return reached
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00002
 def _numpy_runs(
     pixels: np.ndarray,  # (P,), as of `_run_loop`
     step: int,  # to the next pixel of a run
@@ -135,7 +135,7 @@ def _numpy_runs(
     ends = np.flatnonzero(along[1:] != along[:-1])
     return along[ends[1:]], np.diff(ends)
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00005
 def _count_run_lengths(
     image: _FlatImage,
     step: int,  # to the next pixel of a run
@@ -184,7 +184,7 @@ def _zone_loop(
         size[zone] += 1
     return origin, size
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00009
 def _zone_size_loop(
     pixels: np.ndarray,  # (P,), of a `_FlatImage`
     origin: np.ndarray,  # (P,), of `_zone_loop`
@@ -207,7 +207,7 @@ def _zone_size_loop(
     counts[:, 0] = 0
     return counts, pixels[large[:n_large]], size[large[:n_large]]
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00011
 def _numpy_zones(
     image: _FlatImage,
 ) -> tuple[np.ndarray, np.ndarray]:  # (Z,) twice: number, 0 outside the mask; pixels
@@ -219,7 +219,7 @@ def _numpy_zones(
     level[zones] = image.pixels  # the same for every pixel of a zone
     return level, size
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00014
 def _count_zone_sizes(
     image: _FlatImage,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # as of `_count_by_size`
@@ -262,7 +262,7 @@ def _dependence_loop(
                 counts[numbers[x], size[x]] += 1
     return counts
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00017
 def _numpy_dependences(
     image: _FlatImage,
     steps: list[int],  # to neighbors, one of each two opposite ones
@@ -279,7 +279,7 @@ def _numpy_dependences(
         size[step:] += is_equal
     return size
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00020
 def _count_dependence_sizes(
     image: _FlatImage,
     steps: list[int],  # to neighbors, one of each two opposite ones
@@ -327,7 +327,7 @@ def _neighbor_loop(
                 sums[numbers[x], m[x]] += abs(np.int64(here[x]) * m[x] - total[x])
     return counts, sums
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00024
 def _numpy_neighbors(
     image: _FlatImage,
     steps: list[int],  # to neighbors, one of each two opposite ones; A of them
@@ -347,7 +347,7 @@ def _numpy_neighbors(
     sums = np.bincount(key, weights=abs(level * m - total), minlength=len(counts))
     return counts.reshape(shape), sums.reshape(shape)
 
-
+# %% ../../nbs/radiomics/11_kernels.ipynb #krn00027
 def _count_differences(
     image: _FlatImage,
     steps: list[int],  # to neighbors, one of each two opposite ones; A of them

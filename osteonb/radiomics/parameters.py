@@ -8,6 +8,8 @@ __all__ = ['read_parameters']
 # %% ../../nbs/radiomics/20_parameters.ipynb #9c8f3a1b
 import dataclasses
 import numbers
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +21,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ..core.errors import InputError, unknown_name_error
-from .descriptions import FEATURES
-from .engines import FeatureSettings
+from .binning import _MAX_BINS
+from .descriptions import _CLASSES, FEATURES, _all_features
+from .engines import _MAX_DISTANCES, _MAX_NUMBER, FeatureSettings
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #4186cfdf
 _KINDS = {
@@ -37,12 +40,14 @@ def _setting(
     default: Any,  # where it is None, None is allowed
     at_least: float = -np.inf,  # smallest number
     above: float = -np.inf,  # a number must be larger than this
+    at_most: float = np.inf,  # largest number
     choices: tuple = (),  # values allowed; empty for any
     lengths: tuple[int, ...] = (),  # of a list; empty for any
     is_optional: bool = False,  # allow None although it is not the default
 ) -> Any:  # a field of a dataclass
     "Describe one setting."
-    limits = dict(at_least=at_least, above=above, choices=choices, lengths=lengths)
+    limits = dict(at_least=at_least, above=above, at_most=at_most)
+    limits |= dict(choices=choices, lengths=lengths)
     limits["is_optional"] = is_optional or default is None
     return field(default=default, metadata=dict(name=name, kind=kind, **limits))
 
@@ -55,7 +60,8 @@ def _is_of_kind(
     is_bool = isinstance(value, (bool, np.bool_))
     if not isinstance(value, _KINDS[kind][0]) or (is_bool and kind != "bool"):
         return False
-    return kind != "float" or bool(np.isfinite(value))
+    plain = value.item() if isinstance(value, np.generic) else value  # else 32 bits overflow
+    return kind == "text" or abs(plain) <= sys.float_info.max  # no infinity, nor NaN
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #963b7438
 def _wanted(
@@ -70,6 +76,8 @@ def _wanted(
         text += f" above {limits['above']:g}"
     if limits["at_least"] > -np.inf:
         text += f" from {limits['at_least']:g} on"
+    if limits["at_most"] < np.inf:
+        text += f", at most {limits['at_most']:.10g}"
     if kind.endswith("*"):
         lengths = " or ".join(str(length) for length in limits["lengths"])
         text = f"a list of {lengths + ' values' if lengths else 'values'}, each {text}"
@@ -90,13 +98,14 @@ def _check_value(
     values = list(value) if is_list and is_sequence else [value]
     good = is_list == is_sequence and all(_is_of_kind(one, kind) for one in values)
     if good and kind in ("int", "float"):
-        good = all(one >= limits["at_least"] and one > limits["above"] for one in values)
+        good = all(limits["at_least"] <= one <= limits["at_most"] for one in values)
+        good = good and all(one > limits["above"] for one in values)
     if good and limits["choices"]:
         good = all(one in limits["choices"] for one in values)
     if good and is_list:
         good = bool(values) and len(values) in (limits["lengths"] or (len(values),))
     if not good:
-        raise InputError(f"{limits['name']}: got {value!r}, wanted {_wanted(limits)}")
+        raise InputError(f"{limits['name']}: got {reprlib.repr(value)}, wanted {_wanted(limits)}")
     plain = [one.item() if isinstance(one, np.generic) else one for one in values]
     return tuple(plain) if is_list else plain[0]
 
@@ -118,55 +127,59 @@ _INTERPOLATOR_NUMBERS = dict(enumerate(_INTERPOLATORS, 1)) | {23: "sitkBSpline"}
 _WEIGHTING_NORMS = ("manhattan", "euclidean", "infinity", "no_weighting")
 _WAVELETS = tuple(pywt.wavelist(kind="discrete"))
 _LBP_METHODS = ("default", "ror", "uniform", "var")
+_MAX_LEVEL = 10  # of wavelets, each of three more images
+_MAX_BITS = 31  # samples of a binary pattern that is a number of 32 bits with a sign
 
-
+# %% ../../nbs/radiomics/20_parameters.ipynb #fld00002
 @dataclass(frozen=True)
 class _FeatureFields:
     "Hold the settings of the feature classes."
 
-    bin_width: float = _setting("binWidth", "float", 25, above=0)
-    bin_count: int | None = _setting("binCount", "int", None, above=0)
-    distances: tuple[int, ...] = _setting("distances", "int*", (1,), above=0)
+    bin_width: float = _setting("binWidth", "float", 25, above=0, at_most=_MAX_NUMBER)
+    bin_count: int | None = _setting("binCount", "int", None, above=0, at_most=_MAX_BINS)
+    distances: tuple[int, ...] = _setting("distances", "int*", (1,), above=0, at_most=_MAX_DISTANCES)
     weighting_norm: str | None = _setting("weightingNorm", "text", None, choices=_WEIGHTING_NORMS)
     symmetric_glcm: bool = _setting("symmetricalGLCM", "bool", True)
-    gldm_a: float = _setting("gldm_a", "float", 0, at_least=0)
-    voxel_array_shift: float = _setting("voxelArrayShift", "float", 0)
+    gldm_a: float = _setting("gldm_a", "float", 0, at_least=0, at_most=_MAX_NUMBER)
+    voxel_array_shift: float = _setting(
+        "voxelArrayShift", "float", 0, at_least=-_MAX_NUMBER, at_most=_MAX_NUMBER
+    )
 
-
+# %% ../../nbs/radiomics/20_parameters.ipynb #fld00004
 @dataclass(frozen=True)
 class _FilterFields:
     "Hold the settings of the image types."
 
     sigma: tuple[float, ...] | None = _setting("sigma", "float*", None, above=0)
-    start_level: int = _setting("start_level", "int", 0, at_least=0)
-    level: int = _setting("level", "int", 1, above=0)
+    start_level: int = _setting("start_level", "int", 0, at_least=0, at_most=_MAX_LEVEL)
+    level: int = _setting("level", "int", 1, above=0, at_most=_MAX_LEVEL)
     wavelet: str = _setting("wavelet", "text", "coif1", choices=_WAVELETS)
     gradient_use_spacing: bool = _setting("gradientUseSpacing", "bool", True)
-    lbp2d_radius: float = _setting("lbp2DRadius", "float", 1, above=0)
-    lbp2d_samples: int = _setting("lbp2DSamples", "int", 8, at_least=1)
+    lbp2d_radius: float = _setting("lbp2DRadius", "float", 1, above=0, at_most=1000)
+    lbp2d_samples: int = _setting("lbp2DSamples", "int", 8, above=0, at_most=256)
     lbp2d_method: str = _setting("lbp2DMethod", "text", "uniform", choices=_LBP_METHODS)
 
-
+# %% ../../nbs/radiomics/20_parameters.ipynb #fld00006
 @dataclass(frozen=True)
 class _ImageFields:
-    "Hold the settings of the picture and its mask, which are the same for all image types."
+    "Hold the settings of the image and its mask, which are the same for all image types."
 
-    label: int | None = _setting("label", "int", None, above=0)  # None: 1
+    label: int | None = _setting("label", "int", None, above=0, at_most=2**32 - 1)  # None: 1
     label_channel: int | None = _setting("label_channel", "int", None, at_least=0)  # None: 0
     minimum_dimensions: int = _setting("minimumROIDimensions", "int", 2, choices=(1, 2))
     minimum_size: int | None = _setting("minimumROISize", "int", None, above=0)
     geometry_tolerance: float | None = _setting("geometryTolerance", "float", None, above=0)
     correct_mask: bool = _setting("correctMask", "bool", False)
     normalize: bool = _setting("normalize", "bool", False)
-    normalize_scale: float = _setting("normalizeScale", "float", 1, above=0)
+    normalize_scale: float = _setting("normalizeScale", "float", 1, above=0, at_most=_MAX_NUMBER)
     remove_outliers: float | None = _setting("removeOutliers", "float", None, above=0)
     pixel_spacing: tuple[float, ...] | None = _setting(
         "resampledPixelSpacing", "float*", None, at_least=0, lengths=(2, 3)
-    )  # (x, y), perhaps z, which is ignored; 0 keeps the picture's own
+    )  # (x, y), perhaps z, which is ignored; 0 keeps the image's own
     interpolator: str | None = _setting(
         "interpolator", "text", "sitkBSpline", choices=_INTERPOLATORS, is_optional=True
     )  # None, as in PyRadiomics, resamples nothing
-    pad_distance: int = _setting("padDistance", "int", 5, at_least=0)
+    pad_distance: int = _setting("padDistance", "int", 5, at_least=0, at_most=10**6)
     pre_crop: bool = _setting("preCrop", "bool", False)
     resegment_range: tuple[float, ...] | None = _setting(
         "resegmentRange", "float*", None, lengths=(1, 2)
@@ -175,11 +188,11 @@ class _ImageFields:
         "resegmentMode", "text", "absolute", choices=("absolute", "relative", "sigma")
     )
     resegment_shape: bool = _setting("resegmentShape", "bool", False)
-    force_2d: bool = _setting("force2D", "bool", False)  # a picture is measured in 2D either way
+    force_2d: bool = _setting("force2D", "bool", False)  # an image is measured in 2D either way
     slice_axis: int = _setting("force2Ddimension", "int", 0, choices=(0,))
     additional_info: bool | None = _setting("additionalInfo", "bool", None)  # None: caller's choice
 
-
+# %% ../../nbs/radiomics/20_parameters.ipynb #fld00007
 @dataclass(frozen=True)
 class _Settings(_ImageFields, _FilterFields, _FeatureFields):
     "Hold all settings of one image type, with PyRadiomics' defaults."
@@ -187,6 +200,15 @@ class _Settings(_ImageFields, _FilterFields, _FeatureFields):
 
 _SETTINGS = {entry.metadata["name"]: entry for entry in dataclasses.fields(_Settings)}
 _IMAGE_SETTINGS = {entry.metadata["name"] for entry in dataclasses.fields(_ImageFields)}
+
+# %% ../../nbs/radiomics/20_parameters.ipynb #60ba99ae
+def _feature_settings(
+    settings: _Settings,  # of one image type
+    spacing: tuple[float, float],  # (y, x), of a pixel
+) -> FeatureSettings:
+    "Return the settings of the engine."
+    names = [entry.name for entry in dataclasses.fields(_FeatureFields)]
+    return FeatureSettings(**{name: getattr(settings, name) for name in names}, spacing=spacing)
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #609baeae
 _VOXEL_ADVICE = "features of each pixel are not computed here; remove it"
@@ -202,9 +224,20 @@ _REFUSED_SETTINGS = {
     "voxelBatch": _VOXEL_ADVICE,
 }
 _TWO_DIMENSIONS_ADVICE = {
-    "minimumROIDimensions": "; a picture has two dimensions",
-    "force2Ddimension": "; a picture is one slice, and its axis is 0",
+    "minimumROIDimensions": "; an image has two dimensions",
+    "force2Ddimension": "; an image is one slice, and its axis is 0",
 }
+
+
+def _check_together(
+    settings: _Settings,
+) -> None:
+    "Raise `InputError` where settings are possible by themselves and not together."
+    _feature_settings(settings, (1.0, 1.0))  # distances are not the same, and not too many
+    n_samples, method = settings.lbp2d_samples, settings.lbp2d_method
+    if method in ("default", "ror") and n_samples > _MAX_BITS:
+        wanted = f"at most {_MAX_BITS} for lbp2DMethod {method}, or the method uniform or var"
+        raise InputError(f"lbp2DSamples: got {n_samples}, wanted {wanted}")
 
 
 def _parse_settings(
@@ -224,7 +257,9 @@ def _parse_settings(
             values[_SETTINGS[name].name] = _check_value(value, _SETTINGS[name])
         except InputError as e:
             raise InputError(f"{e}{_TWO_DIMENSIONS_ADVICE.get(name, '')}") from e
-    return dataclasses.replace(base, **values)
+    settings = dataclasses.replace(base, **values)
+    _check_together(settings)
+    return settings
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #3972ccc3
 _IMAGE_TYPES = (
@@ -255,7 +290,7 @@ def _parse_image_types(
             raise InputError(f"imageType {name}: got {own!r}, wanted settings, or {{}} for none")
         own = own or {}
         for setting in _IMAGE_SETTINGS.intersection(own) - {"force2D", "force2Ddimension"}:
-            advice = "is one of the whole picture; move it under `setting`"
+            advice = "is one of the whole image; move it under `setting`"
             raise InputError(f"imageType {name}: the setting {setting} {advice}")
         try:
             image_types[name] = _parse_settings(own, settings)
@@ -267,19 +302,6 @@ def _parse_image_types(
     return image_types
 
 # %% ../../nbs/radiomics/20_parameters.ipynb #3fbd66f0
-_CLASSES = ("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm", "shape2D")
-_DEPRECATED = {("firstorder", "StandardDeviation"), ("shape2D", "SphericalDisproportion")}
-
-
-def _all_features(
-    feature_class: str,  # of `_CLASSES`
-) -> tuple[str, ...]:
-    "Return the features of a class that PyRadiomics measures where none is named."
-    # by the names of PyRadiomics' methods, such as `getMeanFeatureValue`
-    names = sorted(FEATURES[feature_class], key=lambda name: f"{name}FeatureValue")
-    return tuple(name for name in names if (feature_class, name) not in _DEPRECATED)
-
-
 def _parse_feature_classes(
     given: Mapping[str, list | None],  # class -> features; nothing for all
 ) -> dict[str, tuple[str, ...]]:  # class -> features
@@ -371,28 +393,3 @@ def read_parameters(
         return _parse_sections(given)
     except InputError as e:
         raise InputError(f"{source}: {e}") from e
-
-# %% ../../nbs/radiomics/20_parameters.ipynb #60ba99ae
-def _feature_settings(
-    settings: _Settings,  # of one image type
-    spacing: tuple[float, float],  # (y, x), of a pixel
-) -> FeatureSettings:
-    "Return the settings of the engine."
-    names = [entry.name for entry in dataclasses.fields(_FeatureFields)]
-    return FeatureSettings(**{name: getattr(settings, name) for name in names}, spacing=spacing)
-
-# %% ../../nbs/radiomics/20_parameters.ipynb #lev00002
-_MAX_GLCM_LEVELS = 2000  # the time of its features grows with the cube: a minute for these
-
-
-def _check_levels(
-    values: np.ndarray,  # (H, W), real numbers
-    region: np.ndarray,  # (H, W), bool
-    settings: FeatureSettings,  # bin_width, bin_count
-) -> None:
-    "Raise `InputError` where bins are so many that co-occurrences take minutes, as in 16 bits."
-    inside = values[region].astype(np.float64)
-    n_bins = settings.bin_count or float(np.ptp(inside)) // settings.bin_width + 1
-    if min(n_bins, inside.size) > _MAX_GLCM_LEVELS:
-        problem = f"{n_bins:.7g} bins for gray values from {inside.min():g} to {inside.max():g}"
-        raise InputError(f"image: {problem}; set a larger binWidth, or a binCount such as 64")

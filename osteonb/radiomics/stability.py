@@ -23,7 +23,7 @@ from ..core.errors import InputError
 from ..core.runtime import run_in_directory
 from ..data.images import read_tile
 from .descriptions import _PAPER_FEATURE_CLASSES
-from .engines import compute_features
+from .engines import _undefined_reason, compute_features
 from osteonb.radiomics.extraction import (
     _choose_n_jobs,
     _feature_groups,
@@ -31,6 +31,8 @@ from osteonb.radiomics.extraction import (
     feature_names,
 )
 from .masks import channels_and_masks
+from .nuclei import _compute_objects
+from .nuclei_segmentation import _check_mpp, _RELEASE_MPP
 
 # %% ../../nbs/radiomics/19_stability.ipynb #8632f5f9
 def _mean_squares(
@@ -115,37 +117,63 @@ for _stain in _STAIN_ROWS:
     )
 _PERTURBATION_NAMES = (*_PERTURBATIONS, "erosion")
 
+# %% ../../nbs/radiomics/19_stability.ipynb #eros0001
+_EROSION_UM = 1.0
+
+
+def _erode(
+    mask: np.ndarray,  # (H, W), bool
+    mpp: float,  # µm per pixel
+) -> np.ndarray:  # (H, W), bool
+    "Return a mask without a micrometer, and at least a pixel, of its border."
+    return ndimage.binary_erosion(mask, iterations=max(1, round(_EROSION_UM / mpp)))
+
+
+def _measure_region(
+    values: np.ndarray,  # (H, W), of one channel
+    mask: np.ndarray,  # (H, W), bool
+    names: list[str],  # of `FEATURES`
+    bin_width: float,  # gray levels in a bin, above 0
+    mpp: float,  # µm per pixel
+) -> dict[str, float]:  # `<class>_<Feature>` -> value; without what the mask leaves undefined
+    "Return the features of one channel under one mask, those of nuclei in micrometers."
+    features = {}
+    if "objects" in names:
+        for name, value in _compute_objects(mask, values, mpp).items():
+            features[f"objects_{name}"] = value
+    classes = tuple(name for name in names if name != "objects")
+    if classes and not _undefined_reason(mask):
+        features |= compute_features(values, mask, classes, bin_width)
+    return features
+
 # %% ../../nbs/radiomics/19_stability.ipynb #acfddd35
 def _measure_image(
     rgb: np.ndarray,  # (H, W, 3), uint8
-    settings: tuple,  # channels, masks, feature classes, bin width
-    is_eroded: bool = False,  # whether the masks lose the pixels of their border
+    settings: tuple,  # channels, masks, feature classes, bin width, µm per pixel
+    is_eroded: bool = False,  # whether the masks lose `_EROSION_UM` at their border
 ) -> list[float]:  # by `feature_names`; NaN where a mask has no features
     "Return the features of one image."
-    *chosen, bin_width = settings
+    *chosen, bin_width, mpp = settings
     groups = _feature_groups(*chosen)
     channels = dict.fromkeys(channel for channel, _, _ in groups if channel != "mask")
     masks = dict.fromkeys(mask for _, mask, _ in groups)
-    values, regions = channels_and_masks(rgb, tuple(channels), tuple(masks))
+    values, regions = channels_and_masks(rgb, tuple(channels), tuple(masks), mpp)
     if is_eroded:
-        regions = {name: ndimage.binary_erosion(mask) for name, mask in regions.items()}
+        regions = {name: _erode(mask, mpp) for name, mask in regions.items()}
     classes_by_pair = {}
     for channel, mask, name in groups:
         classes_by_pair.setdefault((channel, mask), []).append(name)
     found = {}
     for (channel, mask), names in classes_by_pair.items():
-        picture = values.get(channel, regions[mask].view(np.uint8))  # a shape needs no channel
-        try:
-            features = compute_features(picture, regions[mask], tuple(names), bin_width)
-        except InputError:  # an empty mask, or one that is a line
-            continue
+        channel_values = values.get(channel, regions[mask].view(np.uint8))  # a shape needs none
+        features = _measure_region(channel_values, regions[mask], names, bin_width, mpp)
         found |= {f"{channel}_{mask}_{name}": value for name, value in features.items()}
     return [found.get(name, np.nan) for name in feature_names(*chosen)]
 
 
 def _measure_versions(
     rgb: np.ndarray,  # (H, W, 3), uint8
-    settings: tuple,  # channels, masks, feature classes, bin width
+    settings: tuple,  # channels, masks, feature classes, bin width, µm per pixel
 ) -> np.ndarray:  # (V, F), the original first, then the versions in the order of `_PERTURBATIONS`
     "Return the features of one image in all its versions, each without its outermost pixels."
     original = np.ascontiguousarray(rgb[1:-1, 1:-1])
@@ -183,7 +211,7 @@ def _compare_versions(
 def _measure_file(
     tile: str,  # its name, for errors
     path: str | Path,  # its file
-    settings: tuple,  # channels, masks, feature classes, bin width
+    settings: tuple,  # channels, masks, feature classes, bin width, µm per pixel
 ) -> np.ndarray:  # (V, F), from `_measure_versions`
     "Return the features of one tile in all its versions, or raise an error that names it."
     try:
@@ -191,7 +219,7 @@ def _measure_file(
     except InputError as error:
         raise InputError(f"tile {tile}: {error}") from error
 
-
+# %% ../../nbs/radiomics/19_stability.ipynb #stb00003
 def _stability_table(
     values: np.ndarray,  # (n, V, F), from `_measure_versions` for n tiles
     features: list[str],  # their names
@@ -205,7 +233,7 @@ def _stability_table(
             rows.append((feature, name, *_compare_versions(values[:, versions, i])))
     return pd.DataFrame(rows, columns=["feature", "perturbation", "icc", "change", "n_tiles"])
 
-
+# %% ../../nbs/radiomics/19_stability.ipynb #stb00006
 def feature_stability(
     tiles: pd.DataFrame,  # indexed by tile, with `path`; `InputError` for fewer than two
     channels: tuple = ("grey",),  # of `CHANNELS`
@@ -214,14 +242,19 @@ def feature_stability(
     bin_width: float = 5,  # gray levels in a bin, above 0
     max_tiles: int | None = 100,  # evenly spaced over the table; None for all
     n_jobs: int | None = None,  # processes; None as in `extract`
+    mpp: float | None = _RELEASE_MPP,  # µm per pixel; None, not known, is an `InputError`
 ) -> pd.DataFrame:  # feature, perturbation, icc, change, n_tiles; a row for each pair
     "Return which features keep their value under changes that mean nothing, eq. (1)."
     check_feature_settings(channels, masks, feature_classes, bin_width)
     if len(tiles) < 2 or (max_tiles is not None and max_tiles < 2):
         raise InputError("stability: compares tiles, so it needs two or more")
+    if not (isinstance(mpp, int | float) and 0 < mpp < np.inf):
+        raise InputError(f"mpp: got {mpp!r}, wanted µm per pixel, above 0; an erosion is 1 µm deep")
+    if "nuclei" in masks or "objects" in feature_classes:
+        _check_mpp(mpp)
     n = len(tiles) if max_tiles is None else min(max_tiles, len(tiles))
     chosen = tiles.iloc[np.linspace(0, len(tiles) - 1, n).round().astype(int)]
-    settings = (channels, masks, feature_classes, bin_width)
+    settings = (channels, masks, feature_classes, bin_width, mpp)
     measure = joblib.delayed(run_in_directory)
     work = (measure(Path.cwd(), _measure_file, *tile, settings) for tile in chosen.path.items())
     n_jobs = _choose_n_jobs(chosen, "exact", n_jobs)

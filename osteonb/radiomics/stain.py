@@ -13,10 +13,20 @@ from skimage.color import hed_from_rgb
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/radiomics/01_stain.ipynb #4f620e2f
+def _is_array(
+    array: object,  # anything
+) -> bool:
+    "Return whether an object is an array of NumPy, and none with a mask of its own."
+    return isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
+
+
 def _describe_array(
     array: object,  # anything
 ) -> str:  # such as "uint8 of shape (4, 4, 3)"
     "Return the type and shape of an array, or the type of anything else, for an error."
+    if isinstance(array, np.ma.MaskedArray):
+        advice = "hand in its `data`, and leave out pixels by the mask of the region"
+        return f"a masked array, whose own mask would be lost ({advice})"
     if isinstance(array, np.ndarray):
         return f"{array.dtype} of shape {array.shape}"
     return type(array).__name__
@@ -26,10 +36,10 @@ def _check_rgb(
     rgb: np.ndarray,  # (H, W, 3), uint8; anything else is an `InputError`
 ) -> np.ndarray:  # the same array
     "Check that an array is a color image of 8 bits."
-    is_uint8 = isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8
+    is_uint8 = _is_array(rgb) and rgb.dtype == np.uint8
     if not (is_uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size):
         wanted = "uint8 of shape (height, width, 3), as read_tile returns it"
-        raise InputError(f"picture: got {_describe_array(rgb)}, wanted {wanted}")
+        raise InputError(f"image: got {_describe_array(rgb)}, wanted {wanted}")
     return rgb
 
 # %% ../../nbs/radiomics/01_stain.ipynb #dfacd830
@@ -37,7 +47,7 @@ def _check_channel(
     channel: np.ndarray,  # (H, W), uint8; anything else is an `InputError`
 ) -> np.ndarray:  # the same array
     "Check that an array is one channel of 8 bits."
-    is_uint8 = isinstance(channel, np.ndarray) and channel.dtype == np.uint8
+    is_uint8 = _is_array(channel) and channel.dtype == np.uint8
     if not (is_uint8 and channel.ndim == 2 and channel.size):
         wanted = "one channel of 8 bits: uint8 of shape (height, width)"
         raise InputError(f"channel: got {_describe_array(channel)}, wanted {wanted}")

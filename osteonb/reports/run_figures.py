@@ -125,9 +125,9 @@ def _draw_validation(
     ax: plt.Axes,  # the panel
     history: pd.DataFrame,  # with `epoch`
 ) -> None:
-    "Draw the validation AUC, and mark the epoch that was kept."
+    "Draw the validation AUC, and mark its best epoch."
     line = dict(valid_auc=("validation", COLORS["valid"], "-"))
-    if _draw_lines(ax, history, line, "no validation AUC: a class is missing there"):
+    if _draw_lines(ax, history, line, "no validation AUC: no tile validates, or a class is missing there"):
         # a history may lack the score; then its AUC decides
         best = history.loc[history.get("valid_score", history.valid_auc).idxmax()]
         label = f"best: {best.valid_auc:.3f}, epoch {best.epoch:.0f}"
