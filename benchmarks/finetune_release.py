@@ -26,15 +26,14 @@ from osteonb.core.errors import InputError
 from osteonb.data import leave_one_group_out, read_tiles
 from osteonb.data.overlaps import assign_groups
 from osteonb.evaluation import evaluate
+from osteonb.evaluation.decisions import _decide_in_order
 from osteonb.evaluation.predictions import _average_seeds
 from osteonb.experiments import run_benchmark
 from osteonb.experiments.pipeline import compute_run_features
 from osteonb.experiments.throughput import _device_name
 from osteonb.models import fit, predict
-from osteonb.reports.scan_maps import _given_classes
 from osteonb.synthetic import make_cohort
 
-DECISION_RULE = "in_order"  # tumor or not at ½, then the likelier kind of tumor
 # of all models that are fine-tuned
 FINE_TUNED = dict(
     mixed_label="non-viable",
@@ -159,10 +158,9 @@ def train_model(
 
 def accuracy(
     rows: pd.DataFrame,  # predictions
-    rule: str,  # `most_probable` or `in_order`
 ) -> float:  # `NaN` without rows
-    "Return the share of right decisions."
-    return (_given_classes(rows, rule) == rows.label).mean() if len(rows) else float("nan")
+    "Return the share of right decisions: tumor or not at ½, then the likelier kind of tumor."
+    return (_decide_in_order(rows, 0.5, 0.5) == rows.label).mean() if len(rows) else float("nan")
 
 
 def area(
@@ -178,18 +176,17 @@ def area(
 def summarize_model(
     predictions: pd.DataFrame,  # every tile once, seeds averaged
     cohort: Cohort,
-    rule: str,  # of decision
 ) -> dict[str, float]:
     "Return the figures of a model: over all groups, of each group, and of Case 4 as the paper tests."
     unmixed = predictions[~predictions.index.isin(cohort.mixed)]
-    row = {"accuracy": accuracy(unmixed, rule), "AUC": area(unmixed, "classes")}
+    row = {"accuracy": accuracy(unmixed), "AUC": area(unmixed, "classes")}
     row["AUC tumor"] = area(unmixed, "tumor")
     for group, own in unmixed.groupby("group"):
-        row[f"{group}: accuracy"] = accuracy(own, rule)
+        row[f"{group}: accuracy"] = accuracy(own)
     case4 = predictions[predictions.patient == "Case-4"]
     for rows in (case4, case4[~case4.index.isin(cohort.mixed)]):
         if len(rows):
-            row[f"Case-4, {len(rows)} tiles: accuracy"] = accuracy(rows, rule)
+            row[f"Case-4, {len(rows)} tiles: accuracy"] = accuracy(rows)
             row[f"Case-4, {len(rows)} tiles: AUC"] = area(rows, "classes")
     return row
 
@@ -215,7 +212,7 @@ def run_models(
         spent.setdefault(title, []).append(used)
         longest = max(longest, time.perf_counter() - start)
         seconds = time.perf_counter() - start
-        row = summarize_model(predictions, cohort, DECISION_RULE)
+        row = summarize_model(predictions, cohort)
         figures = "; ".join(f"{name} {value:.3f}" for name, value in row.items())
         print(f"{title}, seed {seed}, {seconds:.0f} s: {figures}", flush=True)
     return table_of_models(cohort, predicted, spent)
@@ -231,7 +228,7 @@ def table_of_models(
     for title, tables in predicted.items():
         averaged = _average_seeds(pd.concat(tables))
         sums = pd.DataFrame(spent[title]).sum()
-        row = dict(seeds=len(tables), **summarize_model(averaged, cohort, DECISION_RULE))
+        row = dict(seeds=len(tables), **summarize_model(averaged, cohort))
         row["trained tiles per second"] = sums.seen / sums.fit_s
         row["predicted tiles per second"] = sums.predicted / sums.predict_s
         rows[title] = row

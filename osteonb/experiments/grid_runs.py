@@ -54,8 +54,9 @@ from osteonb.experiments.pipeline import (
 )
 from .reading import _data_or_cohort, _read_groups, needs_images
 from ..models.backbone import make_backbone
-from ..models.batches import make_dataset
 from ..models.checkpoint import save_model
+from ..models.embedding import embed_tiles
+from ..models.patches import PatchGrid
 from ..reports.grid.page import grid_report
 
 # %% ../../nbs/experiments/06_grid_runs.ipynb #8a7d55c3
@@ -76,17 +77,6 @@ def _feature_key(
     return json_digest({name: getattr(config.radiomics, name) for name in _FEATURE_SETTINGS})
 
 # %% ../../nbs/experiments/06_grid_runs.ipynb #5f0b6ab3
-_EMBEDDING_SETTINGS = (
-    "backbone",
-    "pretrained_weights",
-    "image_size",
-    "image_mpp",
-    "patch_size",
-    "precision",
-    "tile_mpp",
-)
-
-
 def _embed_once(
     config: Config,  # of a variant that sees images through a frozen backbone
     tiles: pd.DataFrame,
@@ -94,13 +84,15 @@ def _embed_once(
     done: set[tuple],  # what was embedded before; is added to
 ) -> None:
     "Fill the cache with the embeddings that a variant reads."
-    settings = config.flat()
-    alone = config.replace(modality="image")
-    for augment in (False, True) if config.training.augment else (False,):
-        key = (*(settings[name] for name in _EMBEDDING_SETTINGS), augment)
-        if key not in done:
-            done.add(key)
-            make_dataset(alone, tiles, None, None, make_backbone(config), cache_dir, augment)
+    model = config.model
+    grid = PatchGrid.of_tiles(config, tiles)
+    for views in (1, 8) if config.training.augment else (1,):
+        key = (model.backbone, model.pretrained_weights, model.precision, grid, views)
+        if key in done:
+            continue
+        done.add(key)
+        how = dict(precision=model.precision, views=views, patch_size=grid.patch_size)
+        embed_tiles(tiles, make_backbone(config), grid.side_px, cache_dir, **how)
 
 # %% ../../nbs/experiments/06_grid_runs.ipynb #51a55772
 def _compute_shared_features(

@@ -8,6 +8,7 @@ __all__ = ['sample_augmentations', 'augment_batch', 'cached_side_px']
 # %% ../../nbs/models/02_augment.ipynb #fa1f8c2c
 import numpy as np
 import torch
+from skimage.color import rgb_from_hed
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -107,7 +108,7 @@ def augment_batch(
 
 # %% ../../nbs/models/02_augment.ipynb #add73a3c
 # optical density of red, green and blue by a unit of hematoxylin and of eosin (Ruifrok and Johnston 2001)
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+_STAINS = rgb_from_hed[:2]
 _STAINS = np.vstack([_STAINS, np.cross(*_STAINS)])  # (3, 3): the residual is orthogonal to both
 
 

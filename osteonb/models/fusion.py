@@ -176,16 +176,8 @@ class FusionNet(nn.Module):
         radiomics: Tensor | None = None,  # (B, n_radiomics) scaled features
     ) -> _NetworkOutput:
         "Return logits and gate; what the modality lacks is ignored."
-        return self.answer(image if self.backbone is None else self.embed(image), radiomics)
-
-    def embed(
-        self,
-        image: Tensor,  # (B, P, 3, s, s), or (B, 3, S, S) of whole tiles
-    ) -> Tensor:  # (B, P, n_image), or (B, n_image)
-        "Pass patches through the network's own backbone."
-        if image.ndim == 4:
-            return self.backbone(image)
-        return self.backbone(image.flatten(0, 1)).unflatten(0, image.shape[:2])
+        embedding = image if self.backbone is None else self.backbone(image)
+        return self.answer(embedding, radiomics)
 
     def answer(
         self,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
-from .batches import make_dataset, make_loader
+from .batches import TileDataset, make_loader
+from .embedding import _embed_with_config
 from .fusion import FusionNet, TrainedModel
 from .loss import _logits_to_probabilities
 
@@ -75,16 +76,13 @@ def predict(
 ) -> pd.DataFrame:  # `fold, seed, part, patient, slide, scan, group, label`, p_…, `gate_image`
     "Predict tiles, in `mc_dropout_passes` averaged passes; raise `InputError` for missing features."
     config = trained.config
+    images = radiomics = None
+    if config.model.modality != "radiomics":  # embeddings, also of a backbone that was trained
+        images = _embed_with_config(config, tiles, trained.backbone, cache_dir)
+    if config.model.modality != "image":
+        radiomics = trained.scaler(features.loc[tiles.index])
     unlabeled = tiles.assign(label=CLASSES[0])  # a label is needed for a batch, and not read
-    data = make_dataset(
-        config.replace(freeze_backbone=True),  # embeddings, also of a backbone that was trained
-        unlabeled,
-        features,
-        trained.scaler,
-        trained.backbone,
-        cache_dir,
-    )
-    batches = make_loader(data, config.training.batch_size)
+    batches = make_loader(TileDataset(unlabeled, images, radiomics), config.training.batch_size)
     values = average_passes(trained.net, batches, config.model.mc_dropout_passes).numpy()
     part = pd.Series(dtype=object) if folds is None else folds.part
     table = tiles[[name for name in _TILE_COLUMNS if name in tiles]].copy()

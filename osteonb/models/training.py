@@ -73,7 +73,7 @@ class _ShardedNetwork(L.LightningModule):
         "Pass a batch through the network; collect the embeddings of other processes."
         image = batch.get("image")  # pixels for a backbone that is trained, else embeddings
         if self.net.backbone is not None:
-            image = self.net.embed(image)
+            image = self.net.backbone(image)
         if self.shard[1] > 1 and image is not None:
             # (processes, shard, …) -> (processes · shard, …)
             gathered = self.all_gather(image, sync_grads=True).flatten(0, 1)

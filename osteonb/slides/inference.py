@@ -24,9 +24,11 @@ from ..core.files import json_digest
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
 from ..core.runs import Run
 from ..evaluation.calibration import apply_temperatures, fit_temperatures
-from ..models.batches import TileDataset, make_dataset, make_loader
+from ..models.batches import TileDataset, make_loader
 from ..models.checkpoint import load_model, provenance_warnings
+from ..models.embedding import compute_embeddings
 from ..models.fusion import TrainedModel
+from ..models.patches import PatchGrid
 from ..models.prediction import average_passes
 from ..radiomics.extraction import extract
 from .reader import Slide
@@ -95,10 +97,10 @@ def _compute_model_inputs(
                 n_jobs=n_jobs,
             )
         if model.modality != "radiomics":
-            alone = trained.config.replace(modality="image", freeze_backbone=True)
-            unlabeled = tiles.assign(label=CLASSES[0])  # required, and not used
-            views = make_dataset(alone, unlabeled, backbone=trained.backbone).images
-            embeddings = views[:][:, 0]  # tiles are embedded in one view
+            grid = PatchGrid.of_tiles(trained.config, tiles)
+            how = dict(precision=model.precision, patch_size=grid.patch_size)
+            views = compute_embeddings(tiles, trained.backbone, grid.side_px, 16, **how)
+            embeddings = views[:, 0]  # tiles are embedded in one view
     return features, embeddings
 
 # %% ../../nbs/slides/04_inference.ipynb #d69db287

@@ -24,8 +24,9 @@ from ..core.cache import compute_table_rows, default_cache_dir
 from ..core.errors import InputError
 from ..core.runs import Run
 from ..data.images import read_tile
-from ..models.batches import make_dataset
+from ..models.embedding import embed_tiles
 from ..models.fusion import TrainedModel
+from ..models.patches import PatchGrid
 from ..radiomics.masks import tissue_mask
 from ..radiomics.stain import to_grey
 
@@ -160,9 +161,10 @@ def _training_measures(
             appearance = compute_table_rows(cache_dir, settings, train, _appearance_rows)
             measures["appearance"] = appearance["appearance"].to_numpy()
             if config.model.modality != "radiomics":
-                alone = config.replace(modality="image", freeze_backbone=True)
-                data = make_dataset(alone, train, None, None, trained.backbone, cache_dir)
-                measures["embedding"] = data.images[:][:, 0].mean(1)  # of all patches
+                grid = PatchGrid.of_tiles(config, train)
+                how = dict(precision=config.model.precision, patch_size=grid.patch_size)
+                views = embed_tiles(train, trained.backbone, grid.side_px, cache_dir, **how)
+                measures["embedding"] = views[:][:, 0].mean(1)  # of all patches
     except InputError as e:
         effect = "slides are compared with them without appearance and embedding"
         warnings.warn(
