@@ -218,8 +218,8 @@ class _RunTables(_RunFiles):
 
     @property
     def predictions(self) -> pd.DataFrame:  # indexed by tile: `fold, seed, …`, three probabilities
-        "Read the predictions of validation and test tiles."
-        return self._table("predictions")
+        "Read the predictions of validation and test tiles, with the run's `decision_rule`."
+        return self._table("predictions").assign(decision_rule=self.config.model.decision_rule)
 
     @property
     def metrics(self) -> Any:  # content of `metrics.json`; undefined numbers are None

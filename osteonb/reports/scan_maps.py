@@ -14,31 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..core.errors import InputError, unknown_name_error
+from ..core.errors import InputError
 from ..core.labels import CLASSES, TITLES
 from ..evaluation.predictions import predicted_classes
 from .style import COLORS, PLOT_STYLE, make_panels
-
-# %% ../../nbs/reports/08_scan_maps.ipynb #b67e134c
-def _given_classes(
-    predictions: pd.DataFrame,  # with all three probabilities
-    decision_rule: str,  # `most_probable` or `in_order`
-) -> pd.Series:  # class names, same index
-    "Return the class that each tile is given; raise `InputError` for an unknown rule."
-    if decision_rule == "most_probable":
-        return predicted_classes(predictions)
-    if decision_rule != "in_order":
-        raise unknown_name_error("decision_rule", decision_rule, ("most_probable", "in_order"))
-    is_tumor = predictions.p_non_tumor <= 0.5
-    is_viable = predictions.p_viable >= predictions.p_non_viable
-    kind = np.where(is_viable, CLASSES[2], CLASSES[1])
-    return pd.Series(np.where(is_tumor, kind, CLASSES[0]), predictions.index)
 
 # %% ../../nbs/reports/08_scan_maps.ipynb #7275ca26
 def _place_decisions(
     predictions: pd.DataFrame,  # indexed by tile, with `part`, `label` and the probabilities
     tiles: pd.DataFrame,  # indexed by tile, with `scan` (else `slide`), `x` and `y`
-    decision_rule: str = "most_probable",  # or `in_order`
+    decision_rule: str | None = None,  # `most_probable` or `in_order`; None for the table's own
 ) -> pd.DataFrame:  # indexed by tile: `scan, x, y, label, given, right`
     "Join the decisions of the test part to the places of its tiles; raise `InputError` for a tile twice."
     test = predictions[predictions.part == "test"]
@@ -47,7 +32,7 @@ def _place_decisions(
         raise InputError(f"predictions: {problem}")
     columns = ["scan" if "scan" in tiles else "slide", "x", "y"]
     places = tiles[columns].set_axis(["scan", "x", "y"], axis=1).dropna()
-    decided = test[["label"]].assign(given=_given_classes(test, decision_rule))
+    decided = test[["label"]].assign(given=predicted_classes(test, decision_rule))
     placed = places.join(decided, how="inner")
     return placed.assign(right=placed.label == placed.given)
 
@@ -114,7 +99,7 @@ def _choose_scans(
 def _plot_scan_map(
     predictions: pd.DataFrame,  # indexed by tile, with `part`, `label` and the probabilities
     tiles: pd.DataFrame,  # indexed by tile, with `scan`, `x` and `y`
-    decision_rule: str = "most_probable",  # or `in_order`
+    decision_rule: str | None = None,  # `most_probable` or `in_order`; None for the table's own
     side: float = 1024,  # of a tile, slide pixels
     note: str = "",  # printed at the foot
     n_scans: int = 8,  # panels at most
