@@ -190,13 +190,14 @@ def predicted_classes(
     decision_rule: str | None = None,  # `most_probable` or `in_order`; None for the table's own
 ) -> pd.Series:  # class names, same index
     "Return the class that each tile is given; raise `InputError` for an unknown rule."
-    if decision_rule is None:
-        decision_rule = predictions.get("decision_rule", "most_probable")
-    rules = np.broadcast_to(np.asarray(decision_rule, dtype=object), len(predictions))
     p = predictions[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float)
-    codes = np.zeros(len(p), dtype=int)
-    for rule in dict.fromkeys(rules):
-        codes[rules == rule] = _decide_codes(p[rules == rule], rule)
+    if decision_rule is None and "decision_rule" in predictions:
+        codes = np.zeros(len(p), dtype=int)
+        for rule in predictions.decision_rule.unique():
+            rows = (predictions.decision_rule == rule).to_numpy()
+            codes[rows] = _decide_codes(p[rows], rule)
+    else:
+        codes = _decide_codes(p, decision_rule or "most_probable")
     names = np.array(CLASSES, dtype=object)[codes]
     return pd.Series(names, index=predictions.index, name="decided")
 

@@ -79,8 +79,8 @@ def _decide_cells(
 ) -> np.ndarray:  # (rows, columns), index in `CLASSES`
     "Return the class that each grid cell is given."
     table = pd.DataFrame(p.reshape(-1, 3), columns=list(PROBABILITY_COLUMNS))
-    codes = predicted_classes(table, decision_rule).map(CLASSES.index)
-    return codes.to_numpy(int).reshape(p.shape[:-1])
+    names = predicted_classes(table, decision_rule).to_numpy(object).reshape(p.shape[:-1])
+    return np.select([names == name for name in CLASSES[1:]], [1, 2], 0)
 
 
 def _class_areas(
