@@ -381,7 +381,7 @@ def fit(
     loss = _make_loss(config, train)
     inputs = (features, scaler, backbone, cache_dir)
     weights = _tile_weights(config, train)
-    data = [make_dataset(config, train, *inputs, config.training.augment, weights)]
+    data = [make_dataset(config, train, *inputs, True, weights)]
     if len(valid):
         data.append(make_dataset(config, valid, *inputs))
     data = [_with_pooled_patches(some, nets[0]) for some in data]
