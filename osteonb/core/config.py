@@ -214,10 +214,7 @@ def _as_lists(
     settings: Mapping[str, Any],  # of one group
 ) -> dict[str, Any]:
     "Return settings with lists in the place of tuples."
-    plain = {}
-    for name, value in settings.items():
-        plain[name] = list(value) if isinstance(value, tuple) else value
-    return plain
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 # %% ../../nbs/core/05_config.ipynb #f9789ed2
 @dataclass(frozen=True)
