@@ -211,8 +211,8 @@ def predict_tiles(
     trained = load_model(run.path)
     for difference in provenance_warnings(run.path):
         warnings.warn(difference, stacklevel=2)
-    tiles = read_unseen_tiles(config, data, n_jobs)
     own_tiles, folds, _ = run.load_tables()
+    tiles = read_unseen_tiles(config, data, n_jobs, own_tiles)
     same = own_tiles.sha256 == tiles.sha256.reindex(folds.index)
     features = None
     if config.model.modality != "image":

@@ -102,7 +102,8 @@ class _ShardedNetwork(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
         "Apply the random changes of each tile to its pixels, on their device."
-        return _augment_pixels(batch, self.config.model.image_size)
+        model = self.config.model
+        return _augment_pixels(batch, model.image_size, model.patch_size)
 
 # %% ../../nbs/models/12_training.ipynb #90cf47b8
 class Learner(_ShardedNetwork):
@@ -381,7 +382,7 @@ def fit(
     loss = _make_loss(config, train)
     inputs = (features, scaler, backbone, cache_dir)
     weights = _tile_weights(config, train)
-    data = [make_dataset(config, train, *inputs, True, weights)]
+    data = [make_dataset(config, train, *inputs, augment=True, weights=weights)]
     if len(valid):
         data.append(make_dataset(config, valid, *inputs))
     data = [_with_pooled_patches(some, nets[0]) for some in data]
