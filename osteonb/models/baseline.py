@@ -108,15 +108,18 @@ def _embedding_table(
     tiles: pd.DataFrame,  # with `path`, `sha256` and `label`
     cache_dir: str | Path | None,  # where embeddings are kept
 ) -> pd.DataFrame | None:  # a column for each number of a pooled embedding; None without images
-    "Embed and pool tiles for a baseline; raise `InputError` where pooling would have to be learned."
+    "Embed and pool tiles for a baseline; raise `InputError` for what would have to be learned."
     model = config.model
     if model.modality == "radiomics":
         return None
     if model.pooling == "attention":
         problem = f"the baseline {model.estimator!r} learns no attention"
         raise InputError(f"setting 'pooling': {problem}; use mean or mean_std")
+    if not model.freeze_backbone:
+        problem = f"the baseline {model.estimator!r} trains no backbone"
+        raise InputError(f"setting 'freeze_backbone': {problem}; set it to True")
     backbone = make_backbone(config)
-    alone = config.replace(modality="image", freeze_backbone=True)
+    alone = config.replace(modality="image")
     images = make_dataset(alone, tiles, backbone=backbone, cache_dir=cache_dir).images
     pooled = _pool_tiles(images, _PatchPooling(model.pooling, backbone.width))[:][:, 0, 0]
     return pd.DataFrame(pooled, tiles.index).add_prefix("embedding_")
