@@ -68,8 +68,9 @@ class ModelConfig(_Group):
 
     # the network, or a baseline on the same features
     estimator: Literal["network", "majority", "logistic", "trees", "svm"] = "network"
-    # inverse strength of the penalty of `logistic` and `svm`
+    # inverse strength of the penalty of `logistic` and `svm`: on features, and on embeddings
     C: Annotated[float, _Range(1e-12, 1e12)] = 0.1
+    C_image: Annotated[float, _Range(1e-12, 1e12)] = 0.03
     # name of any timm model
     backbone: str = "tf_efficientnet_lite0"
     # `offline` (a PyPI package), `hub`, `none`, or a safetensors file
@@ -92,6 +93,8 @@ class ModelConfig(_Group):
     head: Literal["flat", "hierarchical", "tumor", "viability"] = "hierarchical"
     # how image and radiomics are joined: `late` averages the logits of a head on each side
     fusion: Literal["gate", "concat", "late"] = "gate"
+    # the class that a tile is given: the most probable, or tumor at ½ and then the likelier kind
+    decision_rule: Literal["most_probable", "in_order"] = "most_probable"
     # units of each projection
     width: Annotated[int, _Range(1, 10_000)] = 256
     # hidden units of the attention gate
@@ -100,6 +103,8 @@ class ModelConfig(_Group):
     dropout: Annotated[float, _Range(0, 0.999)] = 0.3
     # prediction passes with dropout on, averaged; 0 is one pass with it off
     mc_dropout_passes: Annotated[int, _Range(0, 10**9)] = 0
+    # networks that are trained from seeds of their own and averaged
+    n_members: Annotated[int, _Range(1, 100)] = 1
 
     def __post_init__(self) -> None:
         "Check each setting, and those that depend on one another."
@@ -108,7 +113,7 @@ class ModelConfig(_Group):
             raise InputError(f"setting 'image_size': got {self.image_size}, wanted 0 or at least 8")
         if self.image_size and self.image_mpp:
             raise InputError("settings 'image_size' and 'image_mpp': both state a scale; keep one")
-        if self.estimator != "network" and self.modality != "radiomics":
+        if self.estimator not in ("network", "logistic") and self.modality != "radiomics":
             fix = "sees features alone; set modality='radiomics'"
             raise InputError(f"setting 'estimator': the baseline {self.estimator!r} {fix}")
 
@@ -209,10 +214,7 @@ def _as_lists(
     settings: Mapping[str, Any],  # of one group
 ) -> dict[str, Any]:
     "Return settings with lists in the place of tuples."
-    plain = {}
-    for name, value in settings.items():
-        plain[name] = list(value) if isinstance(value, tuple) else value
-    return plain
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 # %% ../../nbs/core/05_config.ipynb #f9789ed2
 @dataclass(frozen=True)
@@ -371,8 +373,8 @@ def _read_toml(
 
 # settings that version 0.1 lacks; at their defaults everything is as it was there
 _NEW_SETTINGS = (
-    "tile_mpp train_on_mixed image_mpp patch_size pooling modality_dropout side_loss crop_size"
-    " stain_jitter keep_epoch"
+    "tile_mpp train_on_mixed image_mpp patch_size pooling C_image decision_rule n_members"
+    " modality_dropout side_loss crop_size stain_jitter keep_epoch"
 ).split()
 
 

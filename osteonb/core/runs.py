@@ -218,8 +218,9 @@ class _RunTables(_RunFiles):
 
     @property
     def predictions(self) -> pd.DataFrame:  # indexed by tile: `fold, seed, …`, three probabilities
-        "Read the predictions of validation and test tiles."
-        return self._table("predictions")
+        "Read the predictions of validation and test tiles, with a `decision_rule` other than usual."
+        table, rule = self._table("predictions"), self.config.model.decision_rule
+        return table if rule == "most_probable" else table.assign(decision_rule=rule)
 
     @property
     def metrics(self) -> Any:  # content of `metrics.json`; undefined numbers are None

@@ -17,7 +17,7 @@ from osteonb.evaluation.groups import (
     _safe_divide,
     _within_group_auc,
 )
-from .metrics import _area_notes, _class_metrics, _default_metrics
+from .metrics import _area_notes, _class_metrics, _class_notes, _default_metrics
 from osteonb.evaluation.predictions import (
     _missing_head_reason,
     _select_test_rows,
@@ -348,7 +348,8 @@ def intervals(
     notes = {}
     for scope in _RESAMPLED_METRICS:
         if not _missing_head_reason(test, scope):
-            notes |= {(scope, name): note for name, note in _area_notes(test, scope).items()}
+            own = _class_notes(test) if scope == "classes" else _area_notes(test, scope)
+            notes |= {(scope, name): note for name, note in own.items()}
     table["note"] = [notes.get(key, "") for key in zip(table.scope, table.metric)]
     undefined = ["scan_undefined", "group_undefined"]
     last = [*undefined, "n", "n_groups", "df", "reason", "note"]

@@ -41,8 +41,11 @@ def _stated_probabilities(
     test = predictions[predictions.part == "test"]
     if scope != "classes":
         return scope_as_binary(test, scope)[["score", "target"]]
-    score = test[list(PROBABILITY_COLUMNS)].astype(float).max(axis=1)
-    return pd.DataFrame(dict(score=score, target=predicted_classes(test) == test.label))
+    decided = predicted_classes(test)
+    codes = decided.map(CLASSES.index).to_numpy(dtype=int)
+    p = test[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float)
+    score = pd.Series(p[np.arange(len(test)), codes], index=test.index)
+    return pd.DataFrame(dict(score=score, target=decided == test.label))
 
 # %% ../../nbs/evaluation/08_calibration.ipynb #e8fc52a8
 _BIN_STRATEGIES = ("uniform", "quantile")

@@ -73,10 +73,10 @@ def _class_decisions(
     lacking = next((reason for reason in limits.reason if reason), "")
     unscaled = temperatures.reason[temperatures.temperature.isna()]
     decided = (
-        predicted_classes(test),
-        _decide_in_order(test, 0.5, 0.5),
+        predicted_classes(test, "most_probable"),
+        predicted_classes(test, "in_order"),
         _decide_in_order(test, by_tile["tumor"].fillna(0.5), by_tile["viability"].fillna(0.5)),
-        predicted_classes(scaled[scaled.part == "test"]),
+        predicted_classes(scaled[scaled.part == "test"], "most_probable"),
     )
     reasons = ("", "", f"½ where {lacking}" if lacking else "", next(iter(unscaled), ""))
     return dict(zip(_RULES, zip(decided, reasons)))

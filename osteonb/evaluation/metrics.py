@@ -22,6 +22,7 @@ from osteonb.evaluation.groups import (
     _within_note,
 )
 from osteonb.evaluation.predictions import (
+    _DECISION_RULES,
     _SCOPES,
     _missing_head_reason,
     check_predictions,
@@ -300,6 +301,21 @@ def _area_notes(
     return notes | dict(roc_auc_within=note)
 
 
+def _rule_note(
+    test: pd.DataFrame,  # predictions, test rows only
+) -> str:  # such as "decided by the most probable class"
+    "Say by which rule the classes were decided."
+    rules = test.get("decision_rule", pd.Series("most_probable"))
+    return " or ".join(_DECISION_RULES[rule] for rule in dict.fromkeys(rules))
+
+
+def _class_notes(
+    test: pd.DataFrame,  # predictions, test rows only, of a model that predicts all three classes
+) -> dict[str, str]:  # metric -> what must be read beside it
+    "Say how the classes were decided, and which groups an AUC is averaged over."
+    return dict(accuracy=_rule_note(test)) | _area_notes(test, "classes")
+
+
 def _threshold_notes(
     metrics: dict[str, _Metric],  # of `_fixed_threshold_metrics`
 ) -> dict[str, str]:  # metric -> the rate that was achieved beside it
@@ -354,7 +370,7 @@ def evaluate(
             metrics = dict.fromkeys(names, _Metric(np.nan, 0, reason))
         elif scope == "classes":
             metrics = _class_metrics(test)
-            notes = _area_notes(test, scope)
+            notes = _class_notes(test)
         else:
             binary = scope_as_binary(test, scope)
             metrics = _default_metrics(binary, scope)

@@ -15,6 +15,11 @@ from ..core.labels import CLASSES, PROBABILITY_COLUMNS, TASKS, add_scan_and_grou
 # %% ../../nbs/evaluation/01_predictions.ipynb #1a4dfc12
 _PREDICTION_COLUMNS = ("fold", "part", "patient", "label", *PROBABILITY_COLUMNS)
 _EVALUATED_PARTS = ("valid", "test")
+# rule of decision -> how it is named beside an accuracy
+_DECISION_RULES = dict(
+    most_probable="decided by the most probable class",
+    in_order="decided in order: tumor or not at ½, then the likelier kind",
+)
 
 
 def _raise_for_rows(
@@ -76,6 +81,10 @@ def _check_values(
     _raise_for_rows(predictions, is_wrong, f"a part that is none of {parts}")
     is_wrong = ~predictions.label.isin(CLASSES)
     _raise_for_rows(predictions, is_wrong, f"a label that is none of {classes}")
+    if "decision_rule" in predictions:
+        is_wrong = ~predictions.decision_rule.isin(list(_DECISION_RULES))
+        rules = " or ".join(_DECISION_RULES)
+        _raise_for_rows(predictions, is_wrong, f"a decision_rule other than {rules}")
     for column in ("fold", "patient"):
         values = predictions[column]
         is_wrong = [not pd.api.types.is_scalar(value) or pd.isna(value) for value in values]
@@ -105,7 +114,7 @@ def check_predictions(
 ) -> None:
     "Raise an `InputError` that says what is wrong with which tiles, if anything is."
     _raise_for_columns(predictions, _PREDICTION_COLUMNS)
-    for column in (*_PREDICTION_COLUMNS, "slide", "scan", "group"):
+    for column in (*_PREDICTION_COLUMNS, "slide", "scan", "group", "decision_rule"):
         if isinstance(predictions.get(column), pd.DataFrame):
             raise InputError(f"predictions: duplicate column {column!r}; keep one of them")
     if not (predictions.part == "test").any():
@@ -163,12 +172,33 @@ def _missing_head_reason(
     return f"the model has no {'viability' if answered == 'tumor' else 'tumor'} head"
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #d3a952ca
+def _decide_codes(
+    p: np.ndarray,  # (..., 3) probabilities of non-tumor, non-viable, viable
+    decision_rule: str,  # one of `_DECISION_RULES`
+) -> np.ndarray:  # (...) positions in `CLASSES`
+    "Return the class that a rule gives; raise `InputError` for an unknown rule."
+    if decision_rule not in _DECISION_RULES:
+        raise unknown_name_error("decision_rule", decision_rule, _DECISION_RULES)
+    if decision_rule == "most_probable":
+        return p.argmax(axis=-1)
+    kind = np.where(p[..., 2] >= p[..., 1], 2, 1)
+    return np.where(p[..., 0] <= 0.5, kind, 0)
+
+# %% ../../nbs/evaluation/01_predictions.ipynb #ff9fa615
 def predicted_classes(
-    predictions: pd.DataFrame,  # with the three probabilities
+    predictions: pd.DataFrame,  # with the three probabilities, perhaps with `decision_rule`
+    decision_rule: str | None = None,  # `most_probable` or `in_order`; None for the table's own
 ) -> pd.Series:  # class names, same index
-    "Return the most probable class of each tile."
+    "Return the class that each tile is given; raise `InputError` for an unknown rule."
     p = predictions[list(PROBABILITY_COLUMNS)].to_numpy(dtype=float)
-    names = [CLASSES[code] for code in p.argmax(axis=1)]
+    if decision_rule is None and "decision_rule" in predictions:
+        codes = np.zeros(len(p), dtype=int)
+        for rule in predictions.decision_rule.unique():
+            rows = (predictions.decision_rule == rule).to_numpy()
+            codes[rows] = _decide_codes(p[rows], rule)
+    else:
+        codes = _decide_codes(p, decision_rule or "most_probable")
+    names = np.array(CLASSES, dtype=object)[codes]
     return pd.Series(names, index=predictions.index, name="decided")
 
 # %% ../../nbs/evaluation/01_predictions.ipynb #a8b2d2a2
@@ -228,11 +258,12 @@ def scope_as_binary(
 def _check_seeds(
     predictions: pd.DataFrame,  # indexed by tile, several folds and seeds
 ) -> None:
-    "Raise an `InputError` where the seeds do not agree on a tile's label, slide, scan, patient or group."
+    "Raise an `InputError` where the seeds do not agree on a tile's label, slide, scan, patient, group or rule."
     _raise_for_columns(predictions, ("fold", "part", "seed", "slide"), "seeds cannot be averaged")
     for _, rows in predictions.groupby("seed"):
         check_predictions(rows)
-    names = ["label", "patient", "slide", *(name for name in ("scan", "group") if name in predictions)]
+    optional = ("scan", "group", "decision_rule")
+    names = ["label", "patient", "slide", *(name for name in optional if name in predictions)]
     facts = predictions.groupby(level=0, sort=False)[names].nunique()
     for fact in facts:
         problem = f"a {fact} that is missing, or not the same in all seeds and folds"

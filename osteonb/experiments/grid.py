@@ -145,9 +145,13 @@ def _check_grid(
     _check_numbers(grid, source)
     for name in grid.variants:
         try:
-            _variant_configs(grid, name)
+            configs = _variant_configs(grid, name)
         except InputError as e:
             raise InputError(f"{source}: variant {name!r}: {e}") from None
+        rules = dict.fromkeys(config.model.decision_rule for config in configs)
+        if len(rules) > 1:
+            problem = f"candidates with {len(rules)} rules; make a variant of each rule"
+            raise InputError(f"{source}: variant {name!r}: {problem}")
 
 # %% ../../nbs/experiments/03_grid.ipynb #0e59cc03
 _MAX_GRID_BYTES = 20_000

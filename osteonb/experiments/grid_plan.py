@@ -153,6 +153,18 @@ class _GridRun:
         return {name: getattr(self, name) for name in _KEYS}
 
 
+def _fitted_settings(
+    configs: list[Config],  # of a variant in a grid run
+) -> list[dict]:  # one for each configuration
+    "Return the settings on which the probabilities of a grid run depend, without the seed."
+    settings = [config.flat() for config in configs]
+    for flat_settings in settings:
+        del flat_settings["seed"]  # it is part of the folder's name
+        if len(settings) == 1:  # else it decides between candidates
+            del flat_settings["decision_rule"]
+    return settings
+
+
 def _grid_run_folder(
     folder: _GridFolder,
     variant: str,
@@ -162,11 +174,7 @@ def _grid_run_folder(
 ) -> Path:  # such as `runs/flat-1f0c…/group/Case-4-seed0-5a…`
     "Return the run folder of a grid run; other settings or folds give another folder."
     name = re.sub(r"[^a-z0-9]+", "-", variant.lower()).strip("-")
-    settings = []
-    for config in configs:
-        flat_settings = config.flat()
-        del flat_settings["seed"]  # it is part of the folder's name
-        settings.append(flat_settings)
+    settings = _fitted_settings(configs)
     digest = json_digest(dict(settings=settings, folds=folds.part.to_dict()))
     fold_name = f"{folds.fold.iloc[0][:60]}-seed{configs[0].training.seed}-{digest[:6]}"
     return folder.runs / f"{name}-{json_digest(settings)[:8]}" / split / fold_name
@@ -183,6 +191,7 @@ def _plan_fold(
     split, fold, seed = key
     runs = []
     skipped = []
+    places = {}  # fitted settings -> folder of the first variant that has them
     for variant in grid.variants:
         possible = []
         for config in _variant_configs(grid, variant, seed):
@@ -193,7 +202,8 @@ def _plan_fold(
             skipped.append(dict(variant=variant, split=split, fold=fold, seed=seed, reason=reason))
         configs = [config for config, _ in possible if config is not None]
         if configs:
-            place = _grid_run_folder(folder, variant, configs, split, folds)
+            own = _grid_run_folder(folder, variant, configs, split, folds)
+            place = places.setdefault(json_digest(_fitted_settings(configs)), own)
             runs.append(_GridRun(variant, split, fold, seed, configs, folds, place))
     return runs, skipped
 

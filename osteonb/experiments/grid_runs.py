@@ -156,10 +156,10 @@ def _fit_grid_run(
         files.write("folds", run.folds)
         config = _choose_config(run, tiles, features, cache_dir)
         files.write("config", config.to_dict())
-        predictions, trained, history = _fit_predict(
-            config, tiles, run.folds, features, run.folder, cache_dir
-        )
-        files.write("metrics", metrics_to_dict(evaluate(predictions)))
+        fitted = _fit_predict(config, tiles, run.folds, features, run.folder, cache_dir)
+        predictions, trained, history = fitted
+        ruled = predictions.assign(decision_rule=config.model.decision_rule)
+        files.write("metrics", metrics_to_dict(evaluate(ruled)))
         if trained is not None:
             files.write("history", history.set_index("epoch"))
             tables = _training_tables(files, tiles, run.folds, features)
@@ -256,6 +256,8 @@ def _collect_tables(
         path = Run(run.folder).file(name)
         if path.exists():
             parts.append(read_table(path).assign(**run.key))
+            if name == "predictions":  # a run folder may belong to two rules
+                parts[-1]["decision_rule"] = run.configs[0].model.decision_rule
     table = pd.concat(parts) if parts else pd.DataFrame(columns=_KEYS)
     return table[_KEYS + [column for column in table if column not in _KEYS]]
 
@@ -313,9 +315,8 @@ def _make_grid_tables(
     if grid.reference not in present:
         reasons = "; ".join(sorted(set(skipped.reason)))
         fix = "choose another cohort or reference"
-        raise InputError(
-            f"the reference {grid.reference!r} could be run nowhere ({reasons}); {fix}"
-        )
+        problem = f"the reference {grid.reference!r} could be run nowhere ({reasons})"
+        raise InputError(f"{problem}; {fix}")
     comparisons = [pair for pair in grid.comparisons if set(pair) <= present]
     tables = grid_evaluation_tables(
         predictions, comparisons, grid.claims, grid.reference, grid.draws
@@ -323,6 +324,8 @@ def _make_grid_tables(
     tables["differences"]["changed"] = _difference_words(grid, tables["differences"])
     tables["variants"] = _variants_table(grid, predictions, skipped)
     history = _collect_tables(runs, "history").reset_index(names="epoch")
+    if "member" in history:  # of several networks, that of the first
+        history = history[history.member.fillna(0) == 0]
     return tables | dict(not_run=skipped, history=history, chosen=_chosen_table(runs))
 
 # %% ../../nbs/experiments/06_grid_runs.ipynb #6924266a

@@ -32,7 +32,8 @@ def _fit_predict(
 ) -> tuple[pd.DataFrame, TrainedModel | None, pd.DataFrame]:  # predictions, network, history
     "Fit one variant on the training part and predict the other two; a baseline has no network."
     if config.model.estimator != "network":
-        return predict_baseline(config, tiles, folds, features), None, pd.DataFrame()
+        predictions = predict_baseline(config, tiles, folds, features, cache_dir)
+        return predictions, None, pd.DataFrame()
     trained, history = fit(config, tiles, folds, features, folder, cache_dir)
     unseen = tiles[(folds.part != "train").reindex(tiles.index)]
     predictions = predict(trained, unseen, features, folds, cache_dir)
@@ -98,7 +99,8 @@ def _inner_score(
     for fold in inner:
         some = tiles.loc[fold.index]
         predictions.append(_fit_predict(config, some, fold, features, None, cache_dir)[0])
-    return score_with_standard_error(pd.concat(predictions), _N_DRAWS, config.training.seed)
+    pooled = pd.concat(predictions).assign(decision_rule=config.model.decision_rule)
+    return score_with_standard_error(pooled, _N_DRAWS, config.training.seed)
 
 # %% ../../nbs/experiments/05_nested.ipynb #cfc8ea8a
 def _candidate_names(

@@ -185,12 +185,12 @@ def predict_run(
     "Predict a run's validation and test parts, and write the predictions into its folder."
     run = Run(run)
     tiles, folds, features = run.load_tables()
+    cache_dir = cache_dir or default_cache_dir()
     if run.config.model.estimator == "network":
-        cache_dir = cache_dir or default_cache_dir()
         unseen = tiles[folds.part != "train"]
         predictions = predict(load_model(run.path), unseen, features, folds, cache_dir)
     else:
-        predictions = predict_baseline(run.config, tiles, folds, features)
+        predictions = predict_baseline(run.config, tiles, folds, features, cache_dir)
     run.write("predictions", predictions)
     return predictions
 

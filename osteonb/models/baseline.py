@@ -6,6 +6,8 @@
 __all__ = ['predict_baseline']
 
 # %% ../../nbs/models/13_baseline.ipynb #e4b0d4ca
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -19,7 +21,10 @@ from sklearn.svm import SVC
 from ..core.config import Config
 from ..core.errors import InputError, unknown_name_error
 from ..core.labels import CLASSES, HEADS, PROBABILITY_COLUMNS
+from .backbone import make_backbone
+from .batches import make_dataset
 from .loss import _fitted_tiles, _group_names, _group_weights, _trainable_config
+from .pooling import _PatchPooling, _pool_tiles
 from .scaling import fit_scaler
 
 # %% ../../nbs/models/13_baseline.ipynb #ab8fa568
@@ -98,27 +103,101 @@ def _chain_answers(
     return np.stack([1 - pA, pA * (1 - pB), pA * pB], 1)
 
 # %% ../../nbs/models/13_baseline.ipynb #9ab5a29f
-def _answer_tiles(
-    config: Config,
+def _embedding_table(
+    config: Config,  # `modality`, `pooling` and what embeddings depend on
+    tiles: pd.DataFrame,  # with `path`, `sha256` and `label`
+    cache_dir: str | Path | None,  # where embeddings are kept
+) -> pd.DataFrame | None:  # a column for each number of a pooled embedding; None without images
+    "Embed and pool tiles for a baseline; raise `InputError` for what would have to be learned."
+    model = config.model
+    if model.modality == "radiomics":
+        return None
+    if model.pooling == "attention":
+        problem = f"the baseline {model.estimator!r} learns no attention"
+        raise InputError(f"setting 'pooling': {problem}; use mean or mean_std")
+    if not model.freeze_backbone:
+        problem = f"the baseline {model.estimator!r} trains no backbone"
+        raise InputError(f"setting 'freeze_backbone': {problem}; set it to True")
+    backbone = make_backbone(config)
+    alone = config.replace(modality="image")
+    images = make_dataset(alone, tiles, backbone=backbone, cache_dir=cache_dir).images
+    pooled = _pool_tiles(images, _PatchPooling(model.pooling, backbone.width))[:][:, 0, 0]
+    return pd.DataFrame(pooled, tiles.index).add_prefix("embedding_")
+
+
+def _side_inputs(
+    config: Config,  # `modality`, `C_image`
+    features: pd.DataFrame | None,  # radiomics; None for images alone
+    embeddings: pd.DataFrame | None,  # of `_embedding_table`
+) -> dict[str, tuple[Config, pd.DataFrame]]:  # side -> its settings, and its inputs
+    "Return what each side of a baseline reads, and how."
+    sides = {}
+    if config.model.modality != "radiomics":
+        own = dict(C=config.model.C_image, feature_scaling="zscore", n_features=0)
+        sides["embeddings"] = (config.replace(**own), embeddings)
+    if config.model.modality != "image":
+        sides["features"] = (config, features)
+    return sides
+
+# %% ../../nbs/models/13_baseline.ipynb #529e09b3
+def _answer_heads(
+    config: Config,  # of a side
     known: pd.DataFrame,  # tiles to fit on, with `group` or `patient`, and `label`
     others: pd.DataFrame,  # tiles to answer for
-    features: pd.DataFrame,  # of all of them
-) -> np.ndarray:  # (others, 3)
-    "Fit a baseline's heads and answer for other tiles; raise `InputError` where no feature varies."
+    inputs: pd.DataFrame,  # of all of them, one number a column
+    side: str,  # `features` or `embeddings`
+) -> dict[str, np.ndarray]:  # head -> its answers, as `_fit_head` gives them
+    "Fit the heads of one side and answer for other tiles; raise `InputError` where no input varies."
     c = config.radiomics
-    scaler = fit_scaler(features, known.index, c.feature_scaling, c.n_features, known.label)
+    scaler = fit_scaler(inputs, known.index, c.feature_scaling, c.n_features, known.label)
     if scaler.mean.empty and config.model.estimator != "majority":
-        problem = "no radiomic feature varies in training"
-        fix = "use other masks and channels"
+        problem, fix = "no number of the embeddings varies in training", "use another backbone"
+        if side == "features":
+            problem = "no radiomic feature varies in training"
+            fix = "use other masks and channels"
         raise InputError(f"baseline {config.model.estimator!r}: {problem}; {fix}")
-    z = scaler(features.loc[known.index])
-    z_others = scaler(features.loc[others.index])
+    z = scaler(inputs.loc[known.index])
+    z_others = scaler(inputs.loc[others.index])
     target = known.label.map(CLASSES.index).to_numpy(int)
     group = _group_names(known)
     answers = {}
     for head in HEADS[config.model.head]:
         answers[head] = _fit_head(config, head, z, target, group, z_others)
-    return _chain_answers(answers)
+    return answers
+
+# %% ../../nbs/models/13_baseline.ipynb #23439070
+_SMALLEST_ANSWER = 1e-15  # a probability of 0 would be a veto
+
+
+def _geometric_mean(
+    answers: list[dict[str, np.ndarray]],  # of each side, head -> its answers
+) -> dict[str, np.ndarray]:  # the same shapes
+    "Average the log-probabilities of the sides, question by question."
+    if len(answers) == 1:
+        return answers[0]
+    joined = {}
+    for head in answers[0]:
+        p = np.stack([own[head] for own in answers])
+        if head != "classes":
+            p = np.stack([1 - p, p], axis=-1)  # (sides, tiles, 2)
+        mean = np.exp(np.log(p.clip(_SMALLEST_ANSWER)).mean(0))
+        mean = mean / mean.sum(-1, keepdims=True)
+        joined[head] = mean if head == "classes" else mean[:, 1]
+    return joined
+
+# %% ../../nbs/models/13_baseline.ipynb #fa391710
+def _answer_tiles(
+    config: Config,
+    known: pd.DataFrame,  # tiles to fit on, with `group` or `patient`, and `label`
+    others: pd.DataFrame,  # tiles to answer for
+    features: pd.DataFrame | None,  # of all of them; None for images alone
+    embeddings: pd.DataFrame | None = None,  # of all of them; None for radiomics alone
+) -> np.ndarray:  # (others, 3)
+    "Fit a baseline and answer for other tiles."
+    answers = []
+    for side, (own, inputs) in _side_inputs(config, features, embeddings).items():
+        answers.append(_answer_heads(own, known, others, inputs, side))
+    return _chain_answers(_geometric_mean(answers))
 
 # %% ../../nbs/models/13_baseline.ipynb #d5b05fb6
 _COLUMNS = ("patient", "slide", "scan", "group", "label")  # of the tiles, where they are known
@@ -128,11 +207,13 @@ def predict_baseline(
     config: Config,
     tiles: pd.DataFrame,  # with `patient`, `slide`, `label`, and `scan`, `group` where known
     folds: pd.DataFrame,  # `fold` and `part` of each tile
-    features: pd.DataFrame,  # one feature a column, of these tiles
+    features: pd.DataFrame | None = None,  # one a column, of these tiles; None for images alone
+    cache_dir: str | Path | None = None,  # where embeddings are kept
 ) -> pd.DataFrame:  # of validation and test tiles; columns as in `predict`
     "Fit a baseline on the training groups and predict the others; raise `InputError` as `fit`."
     part = folds.part.reindex(tiles.index)
     config = _trainable_config(config, _fitted_tiles(config, tiles, part))
+    embeddings = _embedding_table(config, tiles, cache_dir)
     tables = []
     for name, parts in (("valid", ["train"]), ("test", ["train", "valid"])):
         known = _fitted_tiles(config, tiles, part.where(~part.isin(parts), "train"))
@@ -143,7 +224,7 @@ def predict_baseline(
         table.insert(0, "part", name)
         table.insert(0, "seed", config.training.seed)
         table.insert(0, "fold", folds.fold.loc[others.index])
-        p = _answer_tiles(config, known, others, features)
+        p = _answer_tiles(config, known, others, features, embeddings)
         p = pd.DataFrame(p, others.index, list(PROBABILITY_COLUMNS))
         tables.append(table.join(p).assign(gate_image=np.nan))
     if not tables:

@@ -26,7 +26,13 @@ from ..core.files import json_digest, read_json, read_table
 from ..core.labels import TASKS
 from ..core.runs import Run
 from .backbone import _state_digest, make_backbone
-from .fusion import FusionNet, TrainedModel, make_network
+from osteonb.models.fusion import (
+    FusionNet,
+    TrainedModel,
+    _AveragedNetwork,
+    _join_members,
+    make_network,
+)
 from .scaling import _QUANTILE_GRID, _FeatureScaler
 
 # %% ../../nbs/models/14_checkpoint.ipynb #46dbd2be
@@ -191,7 +197,7 @@ def _read_weights(
 
 
 def _load_weights(
-    net: FusionNet,  # is given the weights
+    net: FusionNet | _AveragedNetwork,  # is given the weights
     path: Path,  # `model.safetensors`
 ) -> dict[str, str]:  # the digests that were written with them
     "Load weights into a network; raise `InputError` where they are absent or of another network."
@@ -240,7 +246,8 @@ def _trained_head(
     "Return the one task that a hierarchical network was trained for, where training lacked a class."
     try:
         with safe_open(path, "pt") as file:
-            # `heads.tumor.weight`, and of a late fusion `side_heads.image.tumor.weight`
+            # `heads.tumor.weight`, of a late fusion `side_heads.image.tumor.weight`, of several
+            # networks `members.0.heads.tumor.weight`
             names = {name.split(".")[-2] for name in file.keys() if "heads." in name}
     except Exception:
         return head  # `_load_weights` says what is wrong
@@ -260,7 +267,8 @@ def load_model(
         scaler = _read_scaler(run.file("scaler"))
     # a backbone that was trained has its weights in the model's file
     backbone = make_backbone(config, None if config.model.freeze_backbone else "none")
-    net = make_network(config, backbone, scaler).eval()
+    members = [make_network(config, backbone, scaler) for _ in range(config.model.n_members)]
+    net = _join_members(members).eval()
     written = _load_weights(net, run.path_of("model.safetensors"))
     trained = TrainedModel(config, net, scaler, backbone)
     _check_digests(run, trained, written)

@@ -6,9 +6,11 @@
 __all__ = ['FusionNet', 'make_network', 'TrainedModel']
 
 # %% ../../nbs/models/07_fusion.ipynb #eb670eab
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.config import Config, ModelConfig
@@ -216,11 +218,81 @@ def make_network(
     sides = (training.side_loss > 0, training.modality_dropout)
     return FusionNet(config.model, n_image, n_radiomics, inside, *sides)
 
+# %% ../../nbs/models/07_fusion.ipynb #80d82fa9
+def _log_mean(
+    log_p: list[Tensor],  # logarithms of the same shape, one for each member
+) -> Tensor:  # of that shape
+    "Return the logarithm of the mean probability."
+    return torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
+
+
+def _average_answers(
+    answers: list[dict[str, Tensor]],  # of each member, head -> logits
+) -> dict[str, Tensor]:  # head -> logits of the mean probabilities
+    "Average the probabilities that several networks give."
+    if "classes" in answers[0]:
+        return dict(classes=_log_mean([a["classes"].log_softmax(1) for a in answers]))
+    averaged = {}
+    # logarithm of the probability that a task concerns a tile
+    condition = [torch.zeros(())] * len(answers)
+    for task in answers[0]:
+        yes = [c + F.logsigmoid(a[task]) for c, a in zip(condition, answers)]
+        no = [c + F.logsigmoid(-a[task]) for c, a in zip(condition, answers)]
+        averaged[task] = _log_mean(yes) - _log_mean(no)
+        condition = yes  # viability is asked of tumor
+    return averaged
+
+# %% ../../nbs/models/07_fusion.ipynb #0540719c
+class _AveragedNetwork(nn.Module):
+    "Answer with the mean probabilities of several networks."
+
+    backbone = None  # a frozen one stays outside
+
+    def __init__(
+        self,
+        members: list[FusionNet],  # at least one, without a backbone of their own
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(
+        self,
+        image: Tensor | None = None,  # (B, P, n_image) embeddings, or (B, n_image) of whole tiles
+        radiomics: Tensor | None = None,  # (B, n_radiomics) scaled features
+    ) -> _NetworkOutput:
+        "Return logits and gate of the mean."
+        return self.answer(image, radiomics)
+
+    def answer(
+        self,
+        image: Tensor | None = None,  # (B, P, n_image) embeddings, or (B, n_image) of whole tiles
+        radiomics: Tensor | None = None,  # (B, n_radiomics) scaled features
+    ) -> _NetworkOutput:
+        "Return logits and gate of the mean."
+        outputs = [member.answer(image, radiomics) for member in self.members]
+        first = outputs[0]
+        sides = {}
+        for side in first.sides:
+            sides[side] = _average_answers([output.sides[side] for output in outputs])
+        means = {}
+        for name in ("gate", "patch_weights"):
+            values = [getattr(output, name) for output in outputs]
+            means[name] = None if values[0] is None else torch.stack(values).mean(0)
+        logits = _average_answers([output.logits for output in outputs])
+        return _NetworkOutput(logits, sides=sides, **means)
+
+
+def _join_members(
+    members: list[FusionNet],  # at least one
+) -> FusionNet | _AveragedNetwork:
+    "Return a network alone as it is, and several as one."
+    return members[0] if len(members) == 1 else _AveragedNetwork(members)
+
 # %% ../../nbs/models/07_fusion.ipynb #0b4523e2
 class TrainedModel(NamedTuple):
     "Hold all that prediction needs."
 
     config: Config
-    net: FusionNet
+    net: FusionNet | _AveragedNetwork
     scaler: _FeatureScaler | None  # None without radiomics
     backbone: Backbone | None  # frozen, or the network's own; None without images

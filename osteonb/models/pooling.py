@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/models/06_pooling.ipynb #c1f40204
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.cache import TileArrays, arrays_in_memory
 from ..core.config import setting_choices
 from ..core.errors import unknown_name_error
 
@@ -60,9 +62,31 @@ class _PatchPooling(nn.Module):
         "Return one vector for each tile."
         if patches.ndim == 2:
             patches = patches[:, None]
+        if self.pooling == "mean_std" and patches.shape[-1] == self.width:
+            return patches[:, 0], None  # pooled before, by `_pool_tiles`
         if self.attention is not None:
             return self.attention(patches)
         mean = patches.mean(1)
         if self.pooling == "mean_std":
             return torch.cat([mean, patches.std(1, correction=0)], 1), None
         return mean, None
+
+# %% ../../nbs/models/06_pooling.ipynb #01b50a19
+_CHUNK_TILES = 64  # tiles that are pooled at a time
+
+
+@torch.inference_mode()
+def _pool_tiles(
+    images: TileArrays,  # (views, P, width) embeddings of each tile
+    pool: _PatchPooling,
+) -> TileArrays:  # (views, 1, pool.width); the patches where they are one, or attention is learned
+    "Pool the patches of all tiles, where pooling is not learned."
+    n_views, n_patches, _ = images[[0]].shape[1:]
+    if pool.attention is not None or n_patches == 1:
+        return images
+    rows = []
+    for start in range(0, len(images), _CHUNK_TILES):
+        patches = torch.from_numpy(images[start : start + _CHUNK_TILES]).float()
+        pooled, _ = pool(patches.flatten(0, 1))  # (tiles · views, pool.width)
+        rows.append(pooled.unflatten(0, (-1, n_views))[:, :, None].numpy())
+    return arrays_in_memory(np.concatenate(rows))

@@ -6,6 +6,7 @@
 __all__ = ['Learner', 'detect_launcher', 'is_worker_process', 'train_loop', 'fit']
 
 # %% ../../nbs/models/12_training.ipynb #841278bb
+import copy
 import logging
 import tempfile
 import warnings
@@ -25,8 +26,14 @@ from torch.utils.data import DataLoader
 from ..core.config import Config
 from ..core.errors import InputError
 from ..core.runtime import set_seed
-from .backbone import make_backbone
-from .batches import _add_feature_noise, _augment_pixels, make_dataset, make_loader
+from .backbone import Backbone, make_backbone
+from osteonb.models.batches import (
+    TileDataset,
+    _add_feature_noise,
+    _augment_pixels,
+    make_dataset,
+    make_loader,
+)
 from osteonb.models.callbacks import (
     _AtomicCheckpoints,
     _BestCheckpoint,
@@ -34,7 +41,13 @@ from osteonb.models.callbacks import (
     _EpochBar,
     _History,
 )
-from .fusion import FusionNet, TrainedModel, _NetworkOutput, make_network
+from osteonb.models.fusion import (
+    FusionNet,
+    TrainedModel,
+    _join_members,
+    _NetworkOutput,
+    make_network,
+)
 from osteonb.models.loss import (
     HierarchicalLoss,
     _fitted_tiles,
@@ -43,7 +56,8 @@ from osteonb.models.loss import (
     _tile_weights,
     _trainable_config,
 )
-from .scaling import fit_scaler
+from .pooling import _pool_tiles
+from .scaling import _FeatureScaler, fit_scaler
 from .selection import _check_finite, _check_validation
 
 # %% ../../nbs/models/12_training.ipynb #b39f5c55
@@ -253,6 +267,95 @@ def train_loop(
     _check_finite(history, config.training.keep_epoch)
     return history
 
+# %% ../../nbs/models/12_training.ipynb #c1faeacb
+def _with_pooled_patches(
+    data: TileDataset,
+    net: FusionNet,  # that will read it
+) -> TileDataset:
+    "Pool the patches of each tile once, where neither backbone nor pooling is trained."
+    if data.images is not None and data.shown is None:
+        data.images = _pool_tiles(data.images, net.pool)
+    return data
+
+# %% ../../nbs/models/12_training.ipynb #df029b78
+_SEED_STEP = 1000  # between members, so that the members of seeds 0, 1, 2 differ
+
+
+def _check_members(
+    config: Config,  # `n_members`, `modality` and `freeze_backbone`
+) -> None:
+    "Raise `InputError` where several members would each train a backbone."
+    model = config.model
+    if model.n_members > 1 and model.modality != "radiomics" and not model.freeze_backbone:
+        fix = "set freeze_backbone=True or n_members=1"
+        raise InputError(f"setting 'n_members': {model.n_members} members share a backbone; {fix}")
+
+
+def _member_config(
+    config: Config,
+    number: int,  # of the member, from 0
+) -> Config:  # with the member's seed
+    "Return the settings of one member."
+    return config.replace(seed=(config.training.seed + _SEED_STEP * number) % 2**32)
+
+
+def _make_members(
+    config: Config,  # `n_members`, `seed`, and what `make_network` reads
+    backbone: Backbone | None,  # from `make_backbone`
+    scaler: _FeatureScaler | None,  # fitted on training tiles
+) -> list[FusionNet]:
+    "Make the networks; the first continues the random numbers of the run, others begin with theirs."
+    nets = [make_network(config, backbone, scaler)]
+    for number in range(1, config.model.n_members):
+        set_seed(_member_config(config, number).training.seed)
+        nets.append(make_network(config, backbone, scaler))
+    return nets
+
+# %% ../../nbs/models/12_training.ipynb #271fc752
+def _train_member(
+    config: Config,  # with the member's seed
+    net: FusionNet,  # is left with the weights of the epoch that is kept
+    loss: HierarchicalLoss,  # stays as it is
+    data: list[TileDataset],  # of the training part, and where there is one the validation part
+    folder: Path,  # for `checkpoints/`
+) -> pd.DataFrame:  # the history: a row for each epoch
+    "Train one network on its own order of the tiles."
+    train = copy.copy(data[0])
+    if train.seed is not None:  # of random changes
+        train.seed = config.training.seed
+    size = config.training.batch_size
+    batches = [make_loader(train, size, config.training.seed)]
+    batches += [make_loader(valid, size) for valid in data[1:]] or [None]
+    return train_loop(Learner(net, copy.deepcopy(loss), config), *batches, folder)
+
+
+def _train_members(
+    config: Config,
+    nets: list[FusionNet],  # are left trained
+    loss: HierarchicalLoss,
+    data: list[TileDataset],  # as `_train_member` takes them
+    folder: Path,  # for `checkpoints/`
+) -> pd.DataFrame:  # the history, of several networks with `member`, from 0
+    "Train each network, and resume with the one that was interrupted."
+    if len(nets) == 1:
+        return _train_member(config, nets[0], loss, data, folder)
+    histories = []
+    for number, net in enumerate(nets):
+        place = folder / "checkpoints" / f"member-{number}"
+        finished = place / f"{config.training.max_epochs}-epochs.ckpt"
+        if finished.exists():
+            kept = torch.load(finished, map_location="cpu", weights_only=True)
+            net.load_state_dict(kept["state_dict"])
+            history = pd.DataFrame(kept["history"])
+        else:
+            history = _train_member(_member_config(config, number), net, loss, data, place)
+            if not is_worker_process(config):
+                kept = dict(state_dict=net.state_dict(), history=history.to_dict("list"))
+                _AtomicCheckpoints().save_checkpoint(kept, finished)
+        net.eval()
+        histories.append(history.assign(member=number))
+    return pd.concat(histories, ignore_index=True)
+
 # %% ../../nbs/models/12_training.ipynb #a6ce90c5
 def fit(
     config: Config,
@@ -263,6 +366,7 @@ def fit(
     cache_dir: str | Path | None = None,  # where embeddings and pixels are kept
 ) -> tuple[TrainedModel, pd.DataFrame]:  # what prediction needs, and a row for each epoch
     "Fit one variant and keep an epoch; raise `InputError` for parts that cannot be used."
+    _check_members(config)
     set_seed(config.training.seed)
     part = folds.part.reindex(tiles.index)
     train, valid = _fitted_tiles(config, tiles, part), tiles[part == "valid"]
@@ -274,16 +378,14 @@ def fit(
         c = config.radiomics
         scaler = fit_scaler(features, train.index, c.feature_scaling, c.n_features, train.label)
     backbone = make_backbone(config)
-    net = make_network(config, backbone, scaler)
-    learner = Learner(net, _make_loss(config, train), config)
+    nets = _make_members(config, backbone, scaler)
+    loss = _make_loss(config, train)
     inputs = (features, scaler, backbone, cache_dir)
-    size, seed = config.training.batch_size, config.training.seed
     weights = _tile_weights(config, train)
-    train_data = make_dataset(config, train, *inputs, augment=True, weights=weights)
-    train_batches = make_loader(train_data, size, seed)
-    valid_batches = None
+    data = [make_dataset(config, train, *inputs, augment=True, weights=weights)]
     if len(valid):
-        valid_batches = make_loader(make_dataset(config, valid, *inputs), size)
+        data.append(make_dataset(config, valid, *inputs))
+    data = [_with_pooled_patches(some, nets[0]) for some in data]
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
-        history = train_loop(learner, train_batches, valid_batches, Path(place))
-    return TrainedModel(config, net, scaler, backbone), history
+        history = _train_members(config, nets, loss, data, Path(place))
+    return TrainedModel(config, _join_members(nets), scaler, backbone), history

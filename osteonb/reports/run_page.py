@@ -90,9 +90,10 @@ def _data_section(
 
 # %% ../../nbs/reports/05_run_page.ipynb #36b50abb
 _RESULTS_TEXT = (
-    "Decisions are the most probable class. Thresholds for a sensitivity or specificity of 90 % were fixed on "
-    "validation tiles and then applied; what the test curve itself would give is listed under its own name, since it "
-    "is chosen with the true labels. A dash is undefined, with the reason beside it."
+    "The note of the accuracy names the rule by which classes were decided. Thresholds for a sensitivity or "
+    "specificity of 90 % were fixed on validation tiles and then applied; what the test curve itself would give is "
+    "listed under its own name, since it is chosen with the true labels. A dash is undefined, with the reason "
+    "beside it."
 )
 
 
@@ -198,7 +199,11 @@ def _training_section(
         )
         return html_section("Training", text)
     history = run.history.rename_axis("epoch").reset_index()
-    text = _kept_epoch_text(history, config.training.keep_epoch)
+    members = ""
+    if "member" in history:
+        members = f"{history.member.nunique()} networks are averaged; this is the first. "
+        history = history[history.member == 0]
+    text = members + _kept_epoch_text(history, config.training.keep_epoch)
     learning = _learning_part(history, config, note)
     return html_section("Training", text, learning, _gate_part(run.predictions, note))
 

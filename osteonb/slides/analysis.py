@@ -202,7 +202,8 @@ def _summarize_job(
 ) -> tuple[SlideResult, np.ndarray]:  # and the bootstrap's areas, (draws, rules, classes), mm²
     "Return the result of a slide, and the draws of its interval."
     slide, grid = job.slide, job.grid
-    blocks = _block_areas(p, tissue, grid.um)
+    rule = job.trained.config.model.decision_rule
+    blocks = _block_areas(p, tissue, grid.um, decision_rule=rule)
     draws = _bootstrap_areas(blocks)
     cell_mm2 = (grid.um / 1000) ** 2
     tile_um = grid.um * _CELLS_PER_SIDE
@@ -224,7 +225,7 @@ def _summarize_job(
         not_seen_mm2=round(float((tissue * np.isnan(p[..., 0])).sum() * cell_mm2), 3),
         blocks=len(blocks),
         run=job.run.path.name,
-        settings=job.settings | dict(shift=job.shift),
+        settings=job.settings | dict(shift=job.shift, decision_rule=rule),
         versions=package_versions(),
         output_dir=job.output_dir,
     )
@@ -258,7 +259,7 @@ def _write_result(
     tiles = _calibrate_tiles(tiles, temperatures, job.shift)
     tile_p = tiles[list(PROBABILITY_COLUMNS)].to_numpy(float)
     p = _blend_tile_probabilities(tiles, tile_p, tissue.shape)
-    classes = _class_map(p, tissue)
+    classes = _class_map(p, tissue, job.trained.config.model.decision_rule)
     result, draws = _summarize_job(job, tissue, tiles, p, unlike, temperatures)
     fig = _save_map(job, p, classes)
     write_json(_class_regions(classes, p, job.grid), job.output_dir / "annotations.geojson")

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core.files import read_table
 from ..core.labels import CLASSES, PROBABILITY_COLUMNS
+from ..evaluation.predictions import predicted_classes
 from .tiling import _CELLS_PER_SIDE
 
 # %% ../../nbs/slides/05_necrosis.ipynb #87412155
@@ -72,15 +73,26 @@ def _shift_viability_log_odds(
 _AREA_RULES = ("hard", "weighted")
 
 
+def _decide_cells(
+    p: np.ndarray,  # (rows, columns, 3), without `NaN`
+    decision_rule: str,  # `most_probable` or `in_order`
+) -> np.ndarray:  # (rows, columns), index in `CLASSES`
+    "Return the class that each grid cell is given."
+    table = pd.DataFrame(p.reshape(-1, 3), columns=list(PROBABILITY_COLUMNS))
+    names = predicted_classes(table, decision_rule).to_numpy(object).reshape(p.shape[:-1])
+    return np.select([names == name for name in CLASSES[1:]], [1, 2], 0)
+
+
 def _class_areas(
     p: np.ndarray,  # (rows, columns, 3), of `_blend_tile_probabilities`
     tissue: np.ndarray,  # (rows, columns), fraction of each grid cell
     cell_um: float,  # side of a grid cell, µm
+    decision_rule: str = "most_probable",  # or `in_order`
 ) -> np.ndarray:  # (rules, rows, columns, classes), mm²
     "Return the area of each class in each grid cell by both rules."
     seen = ~np.isnan(p[..., 0])
     weighted = np.nan_to_num(p)
-    hard = np.eye(3)[weighted.argmax(-1)]
+    hard = np.eye(3)[_decide_cells(weighted, decision_rule)]
     return np.stack([hard, weighted]) * (tissue * seen)[..., None] * (cell_um / 1000) ** 2
 
 # %% ../../nbs/slides/05_necrosis.ipynb #0badc323
@@ -92,12 +104,13 @@ def _block_areas(
     tissue: np.ndarray,  # (rows, columns), fraction of each grid cell
     cell_um: float,  # side of a grid cell, µm
     block_tiles: int = _BLOCK_TILES,  # side of a block, in sides of a tile
+    decision_rule: str = "most_probable",  # or `in_order`
 ) -> np.ndarray:  # (blocks, rules, classes), mm²; blocks with tissue that a tile covers
     "Return the area of each class in each block by both rules."
     side = block_tiles * _CELLS_PER_SIDE
     rows, columns = tissue.shape
     padding = ((0, 0), (0, -rows % side), (0, -columns % side), (0, 0))
-    areas = np.pad(_class_areas(p, tissue, cell_um), padding)
+    areas = np.pad(_class_areas(p, tissue, cell_um, decision_rule), padding)
     n_rows, n_columns = areas.shape[1] // side, areas.shape[2] // side
     blocks = areas.reshape(2, n_rows, side, n_columns, side, 3).sum((2, 4)).reshape(2, -1, 3)
     return blocks.transpose(1, 0, 2)[blocks.sum((0, 2)) > 0]

@@ -24,7 +24,7 @@ from ..core.files import read_json, write_json
 from ..core.labels import CLASSES, TITLES
 from ..reports.html import html_details, html_section, html_table, warning_box, write_page
 from ..reports.style import COLORS, PLOT_STYLE, figure_to_html, make_panels
-from .necrosis import _AREA_RULES, _MIN_TUMOR_TILES, _RatioEstimate
+from .necrosis import _AREA_RULES, _MIN_TUMOR_TILES, _decide_cells, _RatioEstimate
 from .similarity import _UNLIKE_FRACTION
 
 # %% ../../nbs/slides/06_report.ipynb #6ff1f2b2
@@ -191,10 +191,11 @@ _MIN_MAP_TISSUE = 0.25  # fraction of tissue below which a grid cell has no clas
 def _class_map(
     p: np.ndarray,  # (rows, columns, 3), of `_blend_tile_probabilities`
     tissue: np.ndarray,  # (rows, columns), fraction of each grid cell
+    decision_rule: str = "most_probable",  # or `in_order`
 ) -> np.ndarray:  # (rows, columns), index in `CLASSES`; -1 on background and where no tile is
-    "Return the most probable class of each grid cell."
+    "Return the class that each grid cell is given."
     known = ~np.isnan(p[..., 0]) & (tissue >= _MIN_MAP_TISSUE)
-    return np.where(known, np.nan_to_num(p).argmax(-1), -1)
+    return np.where(known, _decide_cells(np.nan_to_num(p), decision_rule), -1)
 
 # %% ../../nbs/slides/06_report.ipynb #1f864be1
 def _draw_classes(
@@ -241,8 +242,13 @@ def _plot_map(
     return fig
 
 # %% ../../nbs/slides/06_report.ipynb #07b77e5b
+# rule of decision -> the class that a grid cell is given, in words
+_GIVEN_CLASSES = dict(
+    most_probable="its most probable",
+    in_order="tumor or not at ½, then the likelier kind",
+)
 _RATIO_TEXT = (
-    "Non-viable over all tumor, by area. Hard: each grid cell counts for its most probable class, "
+    "Non-viable over all tumor, by area. Hard: each grid cell counts for one class, {rule}, "
     "which was closer to the truth on synthetic slides. Weighted: each grid cell counts for every class "
     "by its probability. Grades: I below 50 %, II from 50 to below 90, III from 90 to below 100, "
     "IV exactly 100; nothing is rounded, so 89.5 % is II and 99.5 % is III."
@@ -267,7 +273,9 @@ def _ratio_section(
         )
         return html_section("No tumor found", text)
     rows = {rule.capitalize(): _ratio_row(getattr(result, rule)) for rule in _AREA_RULES}
-    return html_section("Necrosis ratio", _RATIO_TEXT, html_table(pd.DataFrame(rows).T))
+    rule = _GIVEN_CLASSES[result.settings.get("decision_rule", "most_probable")]
+    text = _RATIO_TEXT.format(rule=rule)
+    return html_section("Necrosis ratio", text, html_table(pd.DataFrame(rows).T))
 
 # %% ../../nbs/slides/06_report.ipynb #cad4162e
 _FACT_FIELDS = (

@@ -29,11 +29,13 @@ def _ratio_at_shift(
     tiles: pd.DataFrame,  # a slide's `tiles.parquet`
     tissue: np.ndarray,  # (rows, columns), of `_read_tissue`
     shift: float,  # added to the shift that it was analyzed with
+    decision_rule: str = "most_probable",  # or `in_order`, as in the analysis
 ) -> float:  # by the hard rule; `NaN` without tumor
     "Return a slide's ratio with a shift of viability."
     p = tiles[list(PROBABILITY_COLUMNS)].to_numpy(float)
     p = _blend_tile_probabilities(tiles, _shift_viability_log_odds(p, shift), tissue.shape)
-    return float(necrosis_ratio(_block_areas(p, tissue, 1.0)[:, 0].sum(0)))
+    areas = _block_areas(p, tissue, 1.0, decision_rule=decision_rule)[:, 0]
+    return float(necrosis_ratio(areas.sum(0)))
 
 # %% ../../nbs/slides/10_shift.ipynb #75f949fa
 _MAX_SHIFT = 12.0  # largest shift that is looked for
@@ -44,14 +46,15 @@ def _solve_shift(
     tiles: pd.DataFrame,  # a slide's `tiles.parquet`
     tissue: np.ndarray,  # (rows, columns), of `_read_tissue`
     known_ratio: float,  # in [0, 1]
+    decision_rule: str = "most_probable",  # or `in_order`, as in the analysis
 ) -> float:  # to be added to the shift of the analysis; `NaN` where there is none
     "Return the shift at which a slide has its known ratio."
-    if known_ratio in (0, 1) or np.isnan(_ratio_at_shift(tiles, tissue, 0)):
+    if known_ratio in (0, 1) or np.isnan(_ratio_at_shift(tiles, tissue, 0, decision_rule)):
         return np.nan
     low, high = -_MAX_SHIFT, _MAX_SHIFT
     while high - low > _SHIFT_TOLERANCE:
         middle = (low + high) / 2
-        if _ratio_at_shift(tiles, tissue, middle) > known_ratio:
+        if _ratio_at_shift(tiles, tissue, middle, decision_rule) > known_ratio:
             low = middle
         else:
             high = middle
@@ -107,9 +110,10 @@ def calibrate_shift(
     names = [result.slide for result in results]
     counted = [(read_table(folder / "tiles.parquet"), _read_tissue(folder)) for folder in folders]
     known = [float(known_ratios[name]) for name in names]
-    found = [_ratio_at_shift(tiles, tissue, 0) for tiles, tissue in counted]
+    rule = results[0].settings.get("decision_rule", "most_probable")
+    found = [_ratio_at_shift(*tables, 0, rule) for tables in counted]
     table = pd.DataFrame(dict(known=known, found=found), names).rename_axis("slide")
-    shifts = np.array([_solve_shift(*tables, ratio) for tables, ratio in zip(counted, known)])
+    shifts = np.array([_solve_shift(*tables, ratio, rule) for tables, ratio in zip(counted, known)])
     n_usable = (~np.isnan(shifts)).sum()
     if n_usable < 3:
         raise InputError(
@@ -117,5 +121,5 @@ def calibrate_shift(
         )
     others = [np.nanmedian(np.delete(shifts, i)) for i in range(len(shifts))]
     table["shift"] = results[0].settings["shift"] + shifts
-    table["left_out"] = [_ratio_at_shift(*tables, b) for tables, b in zip(counted, others)]
+    table["left_out"] = [_ratio_at_shift(*tables, b, rule) for tables, b in zip(counted, others)]
     return float(np.nanmedian(table["shift"])), table
