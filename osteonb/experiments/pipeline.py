@@ -211,14 +211,13 @@ def predict_tiles(
     trained = load_model(run.path)
     for difference in provenance_warnings(run.path):
         warnings.warn(difference, stacklevel=2)
-    tiles = read_unseen_tiles(config, data, n_jobs)
-    own_tiles, folds, _ = run.load_tables()
-    same = own_tiles.sha256 == tiles.sha256.reindex(folds.index)
+    known = run.known_tiles
+    tiles = read_unseen_tiles(config, data, n_jobs, known)
     features = None
     if config.model.modality != "image":
         features, _ = compute_run_features(config, tiles, cache_dir, n_jobs)
-    predictions = predict(trained, tiles, features, folds[same], cache_dir)
-    return predictions.assign(fold=folds.fold.iloc[0])
+    predictions = predict(trained, tiles, features, run.known_parts(tiles), cache_dir)
+    return predictions.assign(fold=known.fold.iloc[0])
 
 # %% ../../nbs/experiments/02_pipeline.ipynb #d3b79f6a
 def evaluate_run(
