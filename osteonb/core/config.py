@@ -131,7 +131,7 @@ class _TrainingConfig(_Group):
     side_loss: Annotated[float, _Range(0, 1000)] = 0.0
     # side of the random crops that a trained backbone sees at full resolution, pixels; 0: no crops
     crop_size: Annotated[int, _Range(0, 4096)] = 0
-    # largest random change of each stain's amount in training, as a fraction
+    # largest random change of each stain's amount for a trained backbone, as a fraction
     stain_jitter: Annotated[float, _Range(0, 1)] = 0.0
     # deviation of the normal noise added to scaled features in training
     feature_noise: Annotated[float, _Range(0, 1000)] = 0.0
@@ -226,12 +226,16 @@ class Config:
     training: _TrainingConfig = _TrainingConfig()
 
     def __post_init__(self) -> None:
-        "Check the preset's name and the type of each group."
+        "Check the preset's name, the type of each group, and settings of two groups."
         if not isinstance(self.preset, str) or self.preset not in _PRESETS:
             raise unknown_name_error("preset", self.preset, _PRESETS)
         for name, kind in _GROUPS.items():
             if type(getattr(self, name)) is not kind:
                 raise InputError(f"settings {name!r}: wanted {kind.__name__}; use `configure`")
+        changes_pixels = self.training.crop_size or self.training.stain_jitter
+        if changes_pixels and self.model.freeze_backbone:
+            fix = "set freeze_backbone=False, or both to 0"
+            raise InputError(f"settings 'crop_size' and 'stain_jitter': need a trained backbone; {fix}")
 
     def replace(
         self,

@@ -22,6 +22,7 @@ from ..core.runtime import import_optional
 from ..data.images import read_tile
 from ..models.embedding import best_device
 from ..models.fusion import TrainedModel
+from ..models.patches import PatchGrid
 
 # %% ../../nbs/explain/01_attribution.ipynb #1bd37f4d
 def _import_captum() -> ModuleType:  # `captum.attr`
@@ -69,6 +70,7 @@ class _EndToEndModel(nn.Module):
         own = self.net.backbone
         self.backbone = copy.deepcopy(trained.backbone) if own is None else own
         self.body = getattr(self.backbone, "body", None)  # None for radiomics alone
+        self.patch_size = trained.config.model.patch_size
         if hasattr(self.body, "num_prefix_tokens"):
             self.body.blocks[-1].register_forward_pre_hook(self._pass_patches)
         self.device = best_device()
@@ -82,19 +84,23 @@ class _EndToEndModel(nn.Module):
         return (torch.cat([prefix, patches], 1), *args[1:])
 
     def embed(self, image: Tensor | None) -> Tensor | None:
-        "Turn (B, 3, S, S) pixels from 0 to 1 into (B, n_image); None without a backbone."
+        "Turn (B, 3, S, S) pixels from 0 to 1 into (B, n_image), of P patches (B, P, n_image)."
         if self.body is None:
             return None
-        # (B, C, h, w), or (B, h, w, C), or (B, tokens, C)
-        maps = self.body.forward_features(self.backbone.normalize(image.to(self.device)))
+        grid = PatchGrid(image.shape[-1], self.patch_size)
+        patches = grid.cut(image.to(self.device))  # (B, P, 3, s, s)
+        # (BP, C, h, w), or (BP, h, w, C), or (BP, tokens, C)
+        maps = self.body.forward_features(self.backbone.normalize(patches.flatten(0, 1)))
         if getattr(self.body, "output_fmt", None) == "NHWC":
             maps = self.last_maps(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         elif maps.ndim == 4:
             maps = self.last_maps(maps)
-        return self.body.forward_head(maps)
+        embedded = self.body.forward_head(maps)
+        n_patches = patches.shape[1]
+        return embedded if n_patches == 1 else embedded.unflatten(0, (-1, n_patches))
 
     def answer(self, embedding: Tensor | None, radiomics: Tensor | None, task: str) -> Tensor:
-        "Turn (B, n_image) and (B, n_radiomics) into the (B,) log odds of a task."
+        "Turn the result of `embed` and (B, n_radiomics) into the (B,) log odds of a task."
         features = None if radiomics is None else radiomics.to(self.device)
         return _task_log_odds(self.net.answer(embedding, features).logits, task)
 
@@ -112,7 +118,8 @@ def _model_inputs(
     model = trained.config.model
     image = radiomics = None
     if model.modality != "radiomics":
-        pixels = torch.tensor(read_tile(tile.path, model.image_size))  # (S, S, 3)
+        side = PatchGrid.of_tiles(trained.config, pd.DataFrame([tile])).side_px
+        pixels = torch.tensor(read_tile(tile.path, side))  # (S, S, 3)
         image = pixels.permute(2, 0, 1)[None] / 255
     if model.modality != "image":
         radiomics = torch.tensor(trained.scaler(features.loc[[tile.name]]))
@@ -145,7 +152,8 @@ def grad_cam(
         raise InputError(
             f"backbone {backbone}: its last features have no place on the tile"
         ) from error
-    return maps[:, 0].detach().cpu()
+    grid = PatchGrid(image.shape[-1], model.patch_size)
+    return grid.join(maps[:, 0].detach().cpu())
 
 # %% ../../nbs/explain/01_attribution.ipynb #630cb9d5
 def integrated_gradients(
@@ -187,7 +195,7 @@ def feature_attributions(
 @torch.no_grad()
 def permutation_importance(
     model: _EndToEndModel,
-    embeddings: Tensor | None,  # (tiles, n_image); None for radiomics alone
+    embeddings: Tensor | None,  # of `model.embed`, of these tiles; None for radiomics alone
     radiomics: Tensor,  # (tiles, n_radiomics) z-scores
     labels: pd.Series,  # class names of these tiles
     task: str,  # `tumor` or `viability`; the loss is taken over the tiles that have this task
@@ -202,7 +210,7 @@ def permutation_importance(
         raise InputError(f"{TITLES[task].lower()}: no tile here has this task")
     images = None
     if embeddings is not None:
-        images = embeddings[has_task.to(embeddings.device)].repeat(repeats, 1)
+        images = torch.cat([embeddings[has_task.to(embeddings.device)]] * repeats)
     z = radiomics[has_task]
     rng = np.random.default_rng(seed)
     orders = torch.tensor(np.concatenate([rng.permutation(len(y)) for _ in range(repeats)]))

@@ -103,10 +103,12 @@ def _sample_densities(
     rgb: np.ndarray,  # (H, W, 3), uint8; anything else is an `InputError`
     rng: np.random.Generator,
 ) -> np.ndarray:  # (N, 3), at most `_FIT_PX_PER_TILE`, of pixels with stain
-    "Return the optical densities of a random sample of a tile's pixels."
+    "Return the optical densities of a random sample of a tile's pixels, without those of ink."
     pixels = _check_rgb(rgb).reshape(-1, 3)
     densities = _OPTICAL_DENSITY[pixels[rng.integers(0, len(pixels), _FIT_PX_PER_TILE)]]
-    return densities[(densities > _MIN_DENSITY).any(axis=1)]
+    is_stained = (densities > _MIN_DENSITY).any(axis=1)
+    absorbs_green_most = densities[:, 1] >= densities.max(axis=1)
+    return densities[is_stained & absorbs_green_most]
 
 
 def fit_stain_matrix(
