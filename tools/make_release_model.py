@@ -27,7 +27,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the release, or a CSV that lists tiles")
     parser.add_argument("--config", type=Path, help="settings, .toml or config.json; default the preset quick")
-    parser.add_argument("--figures", type=Path, help="a CSV of the study's held-out figures")
+    parser.add_argument("--figures", type=Path, required=True, help="a CSV of the study's held-out figures")
     parser.add_argument("--predictions", type=Path, help="the study's held-out predictions, .parquet or .csv")
     parser.add_argument("--work", type=Path, default=Path("release-run"), help="the run folder with the tiles")
     parser.add_argument("--out", type=Path, default=ROOT / "osteonb" / "pretrained" / "release")
@@ -50,7 +50,7 @@ def main() -> None:
     start = time.perf_counter()
     run = _fit_on_all_groups(options.work, config, options.data, options.cache)
     print(f"fitted on {len(run.tiles)} tiles in {time.perf_counter() - start:.0f} s")
-    figures = pd.read_csv(options.figures, index_col=0, dtype=str) if options.figures else None
+    figures = pd.read_csv(options.figures, index_col=0, dtype=str)
     predictions = read_table(options.predictions) if options.predictions else None
     start = time.perf_counter()
     shipped = _write_shipped_model(run, options.out, figures, predictions, options.cache)

@@ -160,6 +160,9 @@ def _predict(
             help="A release, a CSV that lists tiles, or a folder of images; default the run's tiles."
         ),
     ] = None,
+    tile_mpp: Annotated[
+        float | None, typer.Option(help="µm per pixel of the tiles, where they do not say.")
+    ] = None,
     cache: _Cache = None,
     device: _Device = "auto",
     n_jobs: _Jobs = None,
@@ -172,7 +175,10 @@ def _predict(
     from osteonb.core.runs import Run
     from osteonb.experiments.pipeline import predict_run, predict_tiles
 
-    table = predict_tiles(run, data, cache, n_jobs) if data else predict_run(run, cache)
+    if data:
+        table = predict_tiles(run, data, cache, n_jobs, tile_mpp)
+    else:
+        table = predict_run(run, cache)
     if out:
         write_table(table, out)
     parts = ", ".join(f"{n} {part}" for part, n in table.part.value_counts().items())

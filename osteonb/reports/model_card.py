@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import Config
+from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.labels import TITLES
 from ..core.runs import Run
@@ -180,6 +181,11 @@ def write_model_card(
     if run.is_shipped:
         return run.file("card").read_text(encoding="utf-8")
     tiles, folds, _ = run.load_tables()
+    if held_out is None and not (folds.part == "test").any():
+        fix = "give the figures of a study as held_out"
+        raise InputError(
+            f"{run.path}: no group was held out, so it has no figures of its own; {fix}"
+        )
     features = None if scaler is None else list(scaler.mean.index)
     note = _INTERVALS_NOTE if held_out is None else _HELD_OUT_NOTE
     figures = _headline_figures(run.predictions) if held_out is None else held_out

@@ -80,6 +80,7 @@ def _write_files(
     weights = Path(run.config.model.pretrained_weights).name
     target.write("config", run.config.replace(pretrained_weights=weights).to_dict())
     save_model(trained, target, complete=True)
+    target.write("card", write_model_card(run, held_out))
     target.write("made_with", read_json(run.file("made_with")))
     target.write("trained_on", _kept_of_tiles(tiles, folds))
     usual = _fit_training_distribution(run, trained, cache_dir)
@@ -87,7 +88,6 @@ def _write_files(
     if predictions is not None:
         fold = folds.fold.iloc[0]
         target.write("temperatures", _held_out_temperatures(predictions, fold))
-    target.write("card", write_model_card(run, held_out))
     target.seal()
 
 

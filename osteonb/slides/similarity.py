@@ -182,7 +182,7 @@ def _distributions_to_bytes(
     arrays = {}
     for name, distribution in training.items():
         for part, value in distribution._asdict().items():
-            arrays[f"{name}.{part}"] = np.array(value, dtype=np.float64, ndmin=1, order="C")
+            arrays[f"{name}.{part}"] = np.array(value, dtype=np.float32, ndmin=1, order="C")
     return save(arrays)
 
 
@@ -196,7 +196,8 @@ def _read_distributions(
         for name in _MEASURES:
             if f"{name}.center" in arrays:
                 parts = [arrays[f"{name}.{part}"] for part in _TrainingDistribution._fields]
-                found[name] = _TrainingDistribution(*parts[:2], float(parts[2][0]))
+                center, whiten, limit = (part.astype(float) for part in parts)
+                found[name] = _TrainingDistribution(center, whiten, float(limit[0]))
         return found
     except Exception as e:
         reason = f"no distributions of training tiles ({type(e).__name__})"
