@@ -59,7 +59,7 @@ def embedding(folder, data):
     chapter.compute_array_rows = functools.partial(chapter.compute_array_rows, block=5)
     table = tiles_of(data)
     values = chapter.embed_tiles(table, make_backbone(configure(**SMALL)), SMALL["image_size"], folder/"cache", batch_size=4)
-    write_table(pd.DataFrame(values[:][:, 0], table.index).rename(columns=str), folder/"embedding.parquet")
+    write_table(pd.DataFrame(values[:][:, 0, 0], table.index).rename(columns=str), folder/"embedding.parquet")
 
 
 def training(folder, data, **settings):

@@ -77,13 +77,13 @@ class _History(Callback):
         # a float would be rounded to 32 bits, and so would a mean; a maximum is not
         value = torch.tensor(score["valid_score"], dtype=torch.float64)
         learner.log("valid_score", value, reduce_fx="max")
-        score["valid_loss"] = float(np.mean([b["loss"].item() for b in self.validated]))
-        self._add_row(trainer, learner, score)
+        valid_loss = float(np.mean([b["loss"].item() for b in self.validated]))
+        self._add_row(trainer, learner, dict(valid_loss=valid_loss) | score)
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         "Add the epoch's row where there is no validation."
         if not self.validated:
-            names = ("valid_auc", "valid_log_loss", "valid_score", "valid_loss")
+            names = ("valid_loss", "valid_auc", "valid_log_loss", "valid_score")
             self._add_row(trainer, learner, dict.fromkeys(names, np.nan))
 
     def _add_row(self, trainer: L.Trainer, learner: L.LightningModule, score: dict[str, float]) -> None:

@@ -65,6 +65,8 @@ def _reduced_side_px(
         problem = "needs the scale of the tiles, which is not known"
         fix = "state it in µm per pixel: --set tile_mpp=… (predict: --tile-mpp), or a column 'mpp'"
         raise InputError(f"setting 'image_mpp': {problem}; {fix}")
+    if _same_scale(mpp, model.image_mpp):
+        return tile_size  # to resample by a few percent would only blur
     return max(8, round(tile_size * mpp / model.image_mpp))
 
 # %% ../../nbs/models/04_patches.ipynb #8b7dedd4

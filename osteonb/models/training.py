@@ -88,7 +88,8 @@ class _ShardedNetwork(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
         "Apply the random changes of each tile to its pixels, on their device."
-        return _augment_pixels(batch, self.config.model.image_size)
+        model = self.config.model
+        return _augment_pixels(batch, model.image_size, model.patch_size)
 
 # %% ../../nbs/models/12_training.ipynb #90cf47b8
 class Learner(_ShardedNetwork):
@@ -278,7 +279,7 @@ def fit(
     inputs = (features, scaler, backbone, cache_dir)
     size, seed = config.training.batch_size, config.training.seed
     weights = _tile_weights(config, train)
-    train_data = make_dataset(config, train, *inputs, config.training.augment, weights)
+    train_data = make_dataset(config, train, *inputs, augment=True, weights=weights)
     train_batches = make_loader(train_data, size, seed)
     valid_batches = None
     if len(valid):
