@@ -43,15 +43,19 @@ _RUN_FILES = {
     "predictions.parquet": "three probabilities a tile, and the gate's weight",
     "metrics.json": "the metrics of these predictions",
     "report.html": "all of it as one page",
-    "trained_on.csv": "digest, part and scale of each tile, for a model that is passed on without them",
-    "temperatures.csv": "temperatures of such a model, fitted on predictions of tiles that were held out",
-    "similarity.safetensors": "what is usual among the training tiles of such a model",
-    "card.md": "the card of such a model",
-    "manifest.json": "digests of the files of such a model",
 }
+# of a model that is passed on without its tiles
+_MODEL_FILES = {
+    "trained_on.csv": "digest, part and scale of each tile, in the place of the tiles",
+    "temperatures.csv": "temperatures, fitted on predictions of tiles that were held out",
+    "similarity.safetensors": "what is usual among the training tiles",
+    "card.md": "the model card",
+    "manifest.json": "digests of these files",
+}
+_ALL_FILES = _RUN_FILES | _MODEL_FILES
 
 # %% ../../nbs/core/07_runs.ipynb #5ba88261
-_FILE_NAMES = {Path(name).stem: name for name in _RUN_FILES}
+_FILE_NAMES = {Path(name).stem: name for name in _ALL_FILES}
 _OLD_FILE_NAMES = {"scaler.json": "standardiser.json"}
 _COLUMNS = dict(
     tiles=("path", "patient", "slide", "label", "sha256"),
@@ -92,10 +96,10 @@ def _settings_differ_error(
 
 # %% ../../nbs/core/07_runs.ipynb #4b59997b
 def _known_name(
-    name: str,  # of a file in `_RUN_FILES`, with or without its ending
+    name: str,  # of a file in `_ALL_FILES`, with or without its ending
 ) -> str:  # with its ending
     "Return a file's name; raise `InputError` with the nearest name for one that no run has."
-    known = name if name in _RUN_FILES else _FILE_NAMES.get(name)
+    known = name if name in _ALL_FILES else _FILE_NAMES.get(name)
     if known is None:
         raise unknown_name_error("file of a run", name, _FILE_NAMES)
     return known
@@ -141,7 +145,7 @@ class _RunFolder:
 
     def file(
         self,
-        name: str,  # of a file in `_RUN_FILES`, with or without its ending: "tiles"
+        name: str,  # of a file in `_ALL_FILES`, with or without its ending: "tiles"
     ) -> Path:  # whether or not it exists
         "Return the path of one of the run's files, under its old name where only that exists."
         known = _known_name(name)
@@ -155,7 +159,7 @@ class _RunFiles(_RunFolder):
 
     def write(
         self,
-        name: str,  # of a file in `_RUN_FILES`, with or without its ending
+        name: str,  # of a file in `_ALL_FILES`, with or without its ending
         value: Any,  # what JSON can hold for `.json`; otherwise a table, text or bytes
     ) -> Path:  # the file
         "Write a file of the run completely, under its current name."
@@ -173,13 +177,13 @@ class _RunFiles(_RunFolder):
 
     def __repr__(self) -> str:
         "Name the folder and the files that are there."
-        present = [name for name in _RUN_FILES if (self.path / name).exists()]
+        present = [name for name in _ALL_FILES if (self.path / name).exists()]
         return f"{type(self).__name__} {self.path.name!r}: {', '.join(present) or 'no files'}"
 
     def _repr_markdown_(self) -> str:
         "Return a table of the files that are there, for notebooks."
         rows = [f"| run `{self.path.name}` | kB | what it holds |", "|---|---:|---|"]
-        for name, text in _RUN_FILES.items():
+        for name, text in _ALL_FILES.items():
             path = self.file(name)
             if path.exists():
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
@@ -271,7 +275,7 @@ class _RunTables(_RunFiles):
 
     def _table(
         self,
-        name: str,  # of a table in `_RUN_FILES`
+        name: str,  # of a table in `_ALL_FILES`
     ) -> pd.DataFrame:
         "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
         table = read_table(self.file(name), _COLUMNS.get(name, ()))
@@ -342,13 +346,13 @@ class _ModelFolder(_RunTables):
 
     def seal(self) -> None:
         "Write `manifest.json`, which makes the folder a model without tiles."
-        files = {name: self.path_of(name) for name in _RUN_FILES if name != "manifest.json"}
+        files = {name: self.path_of(name) for name in _ALL_FILES if name != "manifest.json"}
         digests = {name: _file_digest(path) for name, path in files.items() if path.exists()}
         self.write("manifest", dict(format=_MANIFEST_FORMAT, files=digests))
 
     def _table(
         self,
-        name: str,  # of a table in `_RUN_FILES`
+        name: str,  # of a table in `_ALL_FILES`
     ) -> pd.DataFrame:
         "Read a table; raise `InputError` where a model without tiles cannot have it."
         if self.is_shipped and name not in _MODEL_TABLES:
