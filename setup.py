@@ -46,6 +46,7 @@ setup(
     classifiers=[f"Development Status :: {STATUS[s['status']]}", f"Intended Audience :: {s['audience']}", f"Natural Language :: {s['language']}",
                  "Programming Language :: Python :: 3 :: Only", "Topic :: Scientific/Engineering :: Medical Science Apps."],
     packages=find_packages(include=[package, f"{package}.*"]), include_package_data=False, zip_safe=False,
+    package_data={package: ["pretrained/*/*"]},  # models that come with the package, a folder each
     python_requires=f">={s['min_python']}", install_requires=s["requirements"].split(), extras_require=extras(s),
     entry_points={"console_scripts": s["console_scripts"].split(), "nbdev": [f"{s['lib_name']}={package}._modidx:d"]},
 )

@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "osteonb").rglob("*.py"))
+MODEL = ROOT / "osteonb" / "pretrained" / "release"  # the model that comes with the package
+MODEL_FILES = {path.relative_to(ROOT).as_posix() for path in MODEL.parent.rglob("*") if path.is_file()}
+TRIAL = "osteonb/pretrained/trial/config.json"  # a file of a model that only the built copy has
 NOT_IMPORTED = ("__init__.py", "__main__.py", "_modidx.py")
 MODULES = [name[:-3].replace("/", ".") for name in FILES if not name.endswith(NOT_IMPORTED)]
 HEAVY = {
@@ -50,6 +53,8 @@ def wheel(tmp_path_factory):
         if name and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    (source / TRIAL).parent.mkdir(parents=True)
+    (source / TRIAL).write_text("{}")
     # the source distribution, and the wheel from it
     run(sys.executable, "-m", "build", "--outdir", target, source)
     return next(target.glob("*.whl"))
@@ -74,11 +79,17 @@ def alone(tmp_path):
 
 def test_the_wheel_holds_the_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name for name in names if ".dist-info/" not in name} == set(FILES)
+    assert {name for name in names if ".dist-info/" not in name} == {*FILES, *MODEL_FILES, TRIAL}
     metadata = next(name for name in names if name.endswith("METADATA"))
     text = zipfile.ZipFile(wheel).read(metadata).decode()
     # a link of the README leads somewhere from the package index's page too
     assert not re.findall(r"\]\((?!https?:|#)[^)]*\)", text)
+
+
+def test_the_wheel_is_small(wheel):
+    "A model is at most 16 MB, and the code is small beside it."
+    assert wheel.stat().st_size < 18e6
+    assert sum((ROOT / name).stat().st_size for name in MODEL_FILES) <= 16e6
 
 
 def test_packages_agree(bin):
@@ -108,6 +119,25 @@ def test_the_main_command_offline(bin, alone):
     done = run(bin / "osteonb", "run", "--out", "run", *settings, **alone)
     assert (alone["cwd"] / "run" / "report.html").exists() and "Accuracy" in done.stdout
     assert not re.search("error|traceback|deprecat|exception", done.stdout + done.stderr, re.I), done.stderr
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="this copy has no osteonb/pretrained/release")
+def test_the_model_of_the_package_predicts_offline(bin, alone):
+    "Tiles and slides are predicted by the model in the wheel, with what else is newest on the index."
+    draw = (
+        "from pathlib import Path; from PIL import Image; from osteonb.synthetic import draw_tile\n"
+        "Path('tiles').mkdir()\n"
+        "for i, name in enumerate(('non_tumor', 'non_viable', 'viable')):\n"
+        "    Image.fromarray(draw_tile(name, seed=i, size=1024)).save(f'tiles/{name}.png')\n"
+    )
+    run(bin / "python", "-c", draw, **alone)
+    done = run(bin / "osteonb", "predict", "tiles", "--model", "release", **alone)
+    assert "3 tiles (3 new)" in done.stdout and (alone["cwd"] / "predictions.csv").exists()
+    lines = (alone["cwd"] / "predictions.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    for line in lines[1:]:
+        row = dict(zip(names, line.split(",")))
+        assert abs(sum(float(row[f"p_{name}"]) for name in ("non_tumor", "non_viable", "viable")) - 1) < 1e-6
 
 
 def test_every_subcommand_answers(bin, alone):

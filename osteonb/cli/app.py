@@ -198,6 +198,10 @@ def _check_ending(
         raise InputError(f"{path}: the name must end in {' or '.join(endings)}")
 
 # %% ../../nbs/cli/01_app.ipynb #32786003
+_MODEL_HELP = (
+    "A trained run folder, or release, the model that comes with osteonb (a folder: ./release)."
+)
+_Model = Annotated[str, typer.Argument(help=_MODEL_HELP)]  # as text: a path would lose the ./
 _Out = Annotated[
     Path, typer.Option(help="The run folder: new, empty, or begun with the same settings.")
 ]

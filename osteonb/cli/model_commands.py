@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from .app import _Cache, _command, _Device, _Jobs, _use_device
+from .app import _Cache, _command, _Device, _Jobs, _Model, _use_device
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/cli/05_model_commands.ipynb #8755664f
 @_command
 def _explain(
-    run: Annotated[Path, typer.Argument(help="A trained run folder.")],
+    run: _Model,
     out: Annotated[Path, typer.Option(help="The folder for the pages.")],
     data: Annotated[
         Path | None,
@@ -55,7 +55,7 @@ def _export_path(
 # %% ../../nbs/cli/05_model_commands.ipynb #e21b6c50
 @_command
 def _export(
-    run: Annotated[Path, typer.Argument(help="A trained run folder, predicted and evaluated.")],
+    run: _Model,
     out: Annotated[
         Path, typer.Option(help="The file, .onnx or .pt2; its card is README.md beside it.")
     ],

@@ -22,6 +22,8 @@ from osteonb.cli.app import (
     _Device,
     _Jobs,
     _make_config,
+    _Model,
+    _MODEL_HELP,
     _Out,
     _Preset,
     _print_table,
@@ -67,7 +69,7 @@ def _with_run_options(
 # %% ../../nbs/cli/03_run_commands.ipynb #9160de4d
 def _print_results(
     metrics: Any,  # a table, of `evaluate`
-    run_folder: Path,
+    run_folder: str | Path,
 ) -> None:
     "Print the headline metrics and where the report is."
     from osteonb.core.runs import Run
@@ -121,13 +123,36 @@ def _train(
         typer.echo(f"{finished.history.valid_auc.max():.3f} best validation AUC")
     typer.echo(f"Model: {finished.file('model')}")
 
+# %% ../../nbs/cli/03_run_commands.ipynb #pp000001
+def _prediction_paths(
+    first: str,  # the argument: a run, or tiles where `--model` is given
+    model: str | None,  # of `--model`
+    data: Path | None,  # of `--data`
+    out: Path | None,  # of `--out`
+) -> tuple[str, Path | None, Path | None]:  # run, tiles, table to write; None for the run's own
+    "Sort the paths of `predict`; raise `InputError` where they do not go together."
+    if model is None:
+        if data and not out:
+            raise InputError("--data needs --out, the table to write")
+        return first, data, out
+    if data:
+        raise InputError("--data and --model: the tiles are the first argument of --model")
+    if out is None and Path("predictions.csv").exists():
+        raise InputError("predictions.csv: exists already; choose another file with --out")
+    return model, Path(first), out or Path("predictions.csv")
+
 # %% ../../nbs/cli/03_run_commands.ipynb #a01c2dc3
 @_command
 def _predict(
-    run: Annotated[Path, typer.Argument(help="A trained run folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A trained run folder; with --model, the tiles to predict.")
+    ],
+    model: Annotated[str | None, typer.Option(metavar="RUN", help=_MODEL_HELP)] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The table to write, .parquet or .csv; default the run's own."),
+        typer.Option(
+            help="The table to write, .parquet or .csv; default the run's own, or predictions.csv."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -135,20 +160,25 @@ def _predict(
             help="A release, a CSV that lists tiles, or a folder of images; default the run's tiles."
         ),
     ] = None,
+    tile_mpp: Annotated[
+        float | None, typer.Option(help="µm per pixel of the tiles, where they do not say.")
+    ] = None,
     cache: _Cache = None,
     device: _Device = "auto",
     n_jobs: _Jobs = None,
 ) -> None:
     "Predict three probabilities for each tile."
-    if data and not out:
-        raise InputError("--data needs --out, the table to write")
+    run, data, out = _prediction_paths(run, model, data, out)
     _check_ending(out, (".parquet", ".csv"))
     _use_device(device)
     from osteonb.core.files import write_table
     from osteonb.core.runs import Run
     from osteonb.experiments.pipeline import predict_run, predict_tiles
 
-    table = predict_tiles(run, data, cache, n_jobs) if data else predict_run(run, cache)
+    if data:
+        table = predict_tiles(run, data, cache, n_jobs, tile_mpp)
+    else:
+        table = predict_run(run, cache)
     if out:
         write_table(table, out)
     parts = ", ".join(f"{n} {part}" for part, n in table.part.value_counts().items())
@@ -157,7 +187,7 @@ def _predict(
 # %% ../../nbs/cli/03_run_commands.ipynb #64bc813d
 @_command
 def _evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder with predictions.")],
+    run: Annotated[str, typer.Argument(help="A run folder with predictions.")],
 ) -> None:
     "Evaluate a run's predictions again; write metrics.json and report.html."
     from osteonb.experiments.pipeline import evaluate_run

@@ -11,7 +11,15 @@ from typing import Annotated
 
 import typer
 
-from .app import _Cache, _command, _Device, _jobs_option, _print_table, _use_device
+from osteonb.cli.app import (
+    _Cache,
+    _command,
+    _Device,
+    _jobs_option,
+    _MODEL_HELP,
+    _print_table,
+    _use_device,
+)
 from ..core.errors import InputError
 
 # %% ../../nbs/cli/06_slide_commands.ipynb #e5fe7fc1
@@ -72,7 +80,7 @@ def _print_shift(
 # %% ../../nbs/cli/06_slide_commands.ipynb #e10aa23d
 def _analyze_folder(
     slides: Path,  # a folder of slides
-    model: Path,  # a run folder
+    model: str | Path,  # a run folder, or `release`
     out: Path,  # the folder for the results
     patients: Path | None,  # of `--patients`
     known: Path | None,  # of `--known`
@@ -106,16 +114,19 @@ def _slide(
     slides: Annotated[
         Path, typer.Argument(help="A slide that OpenSlide reads, a TIFF, or a folder of slides.")
     ],
-    model: Annotated[Path, typer.Option(help="A trained run folder.")],
+    model: Annotated[str, typer.Option(metavar="RUN", help=_MODEL_HELP)],
     out: Annotated[
-        Path,
-        typer.Option(help="The folder for the result; for a folder of slides, one for each in it."),
-    ],
+        Path | None,
+        typer.Option(
+            help="The folder for the result, or for one of each slide; default SLIDE-necrosis."
+        ),
+    ] = None,
     mpp: Annotated[
         float | None, typer.Option(help="µm per pixel, where the slide does not say.")
     ] = None,
     tile_mpp: Annotated[
-        float | None, typer.Option(help="µm per pixel of the training tiles, where the run lacks it.")
+        float | None,
+        typer.Option(help="µm per pixel of the training tiles, where the run lacks it."),
     ] = None,
     overlap: Annotated[
         float, typer.Option(help="Fraction of a tile's side that its neighbor sees too.")
@@ -138,6 +149,7 @@ def _slide(
 ) -> None:
     "Estimate the necrosis ratio of a slide, or of a folder of slides and of their patients."
     _use_device(device)
+    out = out or Path(f"{slides.stem}-necrosis")
     settings = dict(mpp=mpp, tile_mpp=tile_mpp, overlap=overlap, shift=shift, cache_dir=cache)
     if slides.is_dir():
         if not _analyze_folder(slides, model, out, patients, known, n_jobs=n_jobs, **settings):

@@ -6,6 +6,7 @@
 __all__ = ['Run']
 
 # %% ../../nbs/core/07_runs.ipynb #8e0c40c8
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+import osteonb
 from .config import Config, read_config
 from .errors import InputError, unknown_name_error
 from osteonb.core.files import (
@@ -42,14 +44,25 @@ _RUN_FILES = {
     "metrics.json": "the metrics of these predictions",
     "report.html": "all of it as one page",
 }
+# of a model that is passed on without its tiles
+_MODEL_FILES = {
+    "trained_on.csv": "digest, part and scale of each tile, in the place of the tiles",
+    "temperatures.csv": "temperatures, fitted on predictions of tiles that were held out",
+    "similarity.safetensors": "what is usual among the training tiles",
+    "card.md": "the model card",
+    "manifest.json": "digests of these files",
+}
+_ALL_FILES = _RUN_FILES | _MODEL_FILES
 
 # %% ../../nbs/core/07_runs.ipynb #5ba88261
-_FILE_NAMES = {Path(name).stem: name for name in _RUN_FILES}
+_FILE_NAMES = {Path(name).stem: name for name in _ALL_FILES}
 _OLD_FILE_NAMES = {"scaler.json": "standardiser.json"}
 _COLUMNS = dict(
     tiles=("path", "patient", "slide", "label", "sha256"),
     excluded=("reason",),
     folds=("fold", "part"),
+    trained_on=("fold", "part", "mpp", "cohort"),
+    temperatures=("fold", "task", "temperature", "n", "reason"),
     predictions=("fold", "seed", "patient", "slide", "label", *PROBABILITY_COLUMNS),
 )
 
@@ -83,13 +96,28 @@ def _settings_differ_error(
 
 # %% ../../nbs/core/07_runs.ipynb #4b59997b
 def _known_name(
-    name: str,  # of a file in `_RUN_FILES`, with or without its ending
+    name: str,  # of a file in `_ALL_FILES`, with or without its ending
 ) -> str:  # with its ending
     "Return a file's name; raise `InputError` with the nearest name for one that no run has."
-    known = name if name in _RUN_FILES else _FILE_NAMES.get(name)
+    known = name if name in _ALL_FILES else _FILE_NAMES.get(name)
     if known is None:
         raise unknown_name_error("file of a run", name, _FILE_NAMES)
     return known
+
+# %% ../../nbs/core/07_runs.ipynb #sh000001
+_PACKAGED_DIR = Path(osteonb.__file__).parent / "pretrained"
+_PACKAGED_MODELS = ("release",)  # names of folders in it
+
+
+def _packaged_model(
+    name: str,  # of `_PACKAGED_MODELS`
+) -> Path:  # its folder
+    "Return the folder of a model that comes with osteonb; raise `InputError` where it is not installed."
+    folder = _PACKAGED_DIR / name
+    if not folder.is_dir():
+        fix = f"install osteonb again; a folder of your own of that name is ./{name}"
+        raise InputError(f"model {name!r}: this installation has no folder {folder}; {fix}")
+    return folder
 
 # %% ../../nbs/core/07_runs.ipynb #6f720a71
 @dataclass(frozen=True, repr=False)
@@ -99,8 +127,10 @@ class _RunFolder:
     path: Path  # the run folder
 
     def __post_init__(self) -> None:
-        "Accept a path as text, and another run."
-        object.__setattr__(self, "path", Path(self.path))
+        "Accept a path as text, the name of a model that comes with osteonb, and another run."
+        is_name = isinstance(self.path, str) and self.path in _PACKAGED_MODELS
+        path = _packaged_model(self.path) if is_name else Path(self.path)
+        object.__setattr__(self, "path", path)
 
     def __fspath__(self) -> str:
         "Return the folder, so that `Path(run)` works."
@@ -115,7 +145,7 @@ class _RunFolder:
 
     def file(
         self,
-        name: str,  # of a file in `_RUN_FILES`, with or without its ending: "tiles"
+        name: str,  # of a file in `_ALL_FILES`, with or without its ending: "tiles"
     ) -> Path:  # whether or not it exists
         "Return the path of one of the run's files, under its old name where only that exists."
         known = _known_name(name)
@@ -129,7 +159,7 @@ class _RunFiles(_RunFolder):
 
     def write(
         self,
-        name: str,  # of a file in `_RUN_FILES`, with or without its ending
+        name: str,  # of a file in `_ALL_FILES`, with or without its ending
         value: Any,  # what JSON can hold for `.json`; otherwise a table, text or bytes
     ) -> Path:  # the file
         "Write a file of the run completely, under its current name."
@@ -147,13 +177,13 @@ class _RunFiles(_RunFolder):
 
     def __repr__(self) -> str:
         "Name the folder and the files that are there."
-        present = [name for name in _RUN_FILES if (self.path / name).exists()]
+        present = [name for name in _ALL_FILES if (self.path / name).exists()]
         return f"{type(self).__name__} {self.path.name!r}: {', '.join(present) or 'no files'}"
 
     def _repr_markdown_(self) -> str:
         "Return a table of the files that are there, for notebooks."
         rows = [f"| run `{self.path.name}` | kB | what it holds |", "|---|---:|---|"]
-        for name, text in _RUN_FILES.items():
+        for name, text in _ALL_FILES.items():
             path = self.file(name)
             if path.exists():
                 rows.append(f"| {path.name} | {path.stat().st_size / 1000:.1f} | {text} |")
@@ -227,46 +257,6 @@ class _RunTables(_RunFiles):
         "Read the metrics."
         return read_json(self.file("metrics"))
 
-    def _table(
-        self,
-        name: str,  # of a table in `_RUN_FILES`
-    ) -> pd.DataFrame:
-        "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
-        table = read_table(self.file(name), _COLUMNS.get(name, ()))
-        return add_scan_and_group(table) if name in ("tiles", "predictions") else table
-
-# %% ../../nbs/core/07_runs.ipynb #1ae6d77c
-class Run(_RunTables):
-    "Read and write a run folder: its settings, its tables and its other files."
-
-    @classmethod
-    def check(
-        cls,
-        path: "str | Path | Run",  # the folder that a run is to use
-        config: Config,  # what the run is to do
-    ) -> None:
-        "Raise an `InputError` for a folder with a run of other settings, or with files of no run."
-        run = cls(path)
-        begun = run.file("config").exists()
-        if contains_files(run.path) and not begun:
-            fix = "choose an empty or a new folder"
-            raise InputError(f"{run.path}: holds something that is no run; {fix}")
-        if begun and (error := _settings_differ_error(run.path, run.config, config)):
-            raise error
-
-    @classmethod
-    def open(
-        cls,
-        path: "str | Path | Run",  # the folder; made where it does not exist
-        config: Config,  # what the run is to do
-    ) -> "Run":  # with `config.json` in its folder
-        "Begin a run, or resume one with the same settings; raise `InputError` as `check`."
-        cls.check(path, config)
-        run = cls(path)
-        if not run.file("config").exists():
-            run.write("config", config.to_dict())
-        return run
-
     def load_tables(
         self,
     ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # in the order of the tiles
@@ -283,3 +273,125 @@ class Run(_RunTables):
             tables["folds"].loc[order],
             None if features is None else features.loc[order],
         )
+
+    def _table(
+        self,
+        name: str,  # of a table in `_ALL_FILES`
+    ) -> pd.DataFrame:
+        "Read a table; raise `InputError` where it is absent, damaged or lacks a column."
+        table = read_table(self.file(name), _COLUMNS.get(name, ()))
+        return add_scan_and_group(table) if name in ("tiles", "predictions") else table
+
+# %% ../../nbs/core/07_runs.ipynb #sh000005
+_MANIFEST_FORMAT = 1  # raise it when a model folder of before cannot be read any more
+_MODEL_TABLES = ("trained_on", "temperatures")  # tables that a model without tiles has
+
+
+def _file_digest(
+    path: Path,
+) -> str:  # 64 hexadecimal digits; "absent" where there is no file
+    "Return the SHA-256 of a file."
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+
+# %% ../../nbs/core/07_runs.ipynb #sh000009
+class _ModelFolder(_RunTables):
+    "Read a run folder whose tiles may be absent on purpose."
+
+    @property
+    def is_shipped(self) -> bool:
+        "Return whether the folder is a model without its tiles."
+        return self.path_of("manifest.json").exists()
+
+    @property
+    def known_tiles(self) -> pd.DataFrame:  # `fold, part, mpp, cohort`; all of `tiles` in a run
+        "Read what is known of the tiles of a run: all, or what a model without tiles keeps of them."
+        if self.is_shipped:
+            return self._table("trained_on")
+        tiles, folds, _ = self.load_tables()
+        return tiles.join(folds)
+
+    @property
+    def temperatures(self) -> pd.DataFrame | None:  # `fold, task, temperature, n, reason`
+        "Read the temperatures that came with a model; None for a run, which fits them itself."
+        if not self.file("temperatures").exists():
+            return None
+        return self._table("temperatures").fillna(dict(reason=""))
+
+    def known_parts(
+        self,
+        tiles: pd.DataFrame,  # with `sha256`
+    ) -> pd.DataFrame:  # `fold` and `part` of those that the run has
+        "Find tiles that the run has: by name and content, or by content in a model without tiles."
+        known = self.known_tiles
+        if self.is_shipped:
+            found = known.reindex(tiles.sha256.astype(str).str[:16]).set_axis(tiles.index)
+            found = found.dropna(subset="part")
+        else:
+            found = known[known.sha256 == tiles.sha256.reindex(known.index)]
+        return found[["fold", "part"]]
+
+    def check_files(self) -> None:
+        "Raise `InputError` where a file of a model without tiles is not what was written."
+        if not self.is_shipped:
+            return
+        manifest = read_json(self.file("manifest"))
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != _MANIFEST_FORMAT or not isinstance(manifest.get("files"), dict):
+            formats = f"in format {found}, and this version reads {_MANIFEST_FORMAT}"
+            raise InputError(f"{self.path}: a model {formats}; install the newest osteonb")
+        for name, digest in manifest["files"].items():
+            path = self.path_of(name)
+            if _file_digest(path) != digest:
+                fix = "get the model again (if it came with osteonb, install that again)"
+                raise InputError(f"{path}: absent or damaged; {fix}")
+
+    def seal(self) -> None:
+        "Write `manifest.json`, which makes the folder a model without tiles."
+        files = {name: self.path_of(name) for name in _ALL_FILES if name != "manifest.json"}
+        digests = {name: _file_digest(path) for name, path in files.items() if path.exists()}
+        self.write("manifest", dict(format=_MANIFEST_FORMAT, files=digests))
+
+    def _table(
+        self,
+        name: str,  # of a table in `_ALL_FILES`
+    ) -> pd.DataFrame:
+        "Read a table; raise `InputError` where a model without tiles cannot have it."
+        if self.is_shipped and name not in _MODEL_TABLES:
+            lacks = f"comes without the tiles that it was trained on, so it has no {name}"
+            fix = "predict tiles of your own with it, or train a run"
+            raise InputError(f"{self.path}: this model {lacks}; {fix}")
+        return super()._table(name)
+
+# %% ../../nbs/core/07_runs.ipynb #1ae6d77c
+class Run(_ModelFolder):
+    "Read and write a run folder: its settings, its tables and its other files."
+
+    @classmethod
+    def check(
+        cls,
+        path: "str | Path | Run",  # the folder that a run is to use
+        config: Config,  # what the run is to do
+    ) -> None:
+        "Raise an `InputError` for a folder with a run of other settings, or with files of no run."
+        run = cls(Path(path))
+        begun = run.file("config").exists()
+        if run.is_shipped:
+            raise InputError(f"{run.path}: holds a model without its tiles; choose another folder")
+        if contains_files(run.path) and not begun:
+            fix = "choose an empty or a new folder"
+            raise InputError(f"{run.path}: holds something that is no run; {fix}")
+        if begun and (error := _settings_differ_error(run.path, run.config, config)):
+            raise error
+
+    @classmethod
+    def open(
+        cls,
+        path: "str | Path | Run",  # the folder; made where it does not exist
+        config: Config,  # what the run is to do
+    ) -> "Run":  # with `config.json` in its folder
+        "Begin a run, or resume one with the same settings; raise `InputError` as `check`."
+        cls.check(path, config)
+        run = cls(Path(path))
+        if not run.file("config").exists():
+            run.write("config", config.to_dict())
+        return run

@@ -200,25 +200,27 @@ def predict_tiles(
     data: str | Path,  # a release's folder, a CSV of tiles, or a folder of images without a table
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
     n_jobs: int | None = None,  # processes; None for one per core
+    tile_mpp: float | None = None,  # µm per pixel of the tiles, where they do not state it
 ) -> pd.DataFrame:  # of every usable tile; `part` is train, valid, test or new
     "Predict other tiles with a trained run; raise `InputError` where the run has no model."
     run = Run(run)
-    config = run.config
+    config = run.config if tile_mpp is None else run.config.replace(tile_mpp=tile_mpp)
     cache_dir = cache_dir or default_cache_dir()
     if config.model.estimator != "network":
         reason = f"the baseline {config.model.estimator!r}, which keeps no model to predict with"
         raise InputError(f"{run.path}: holds {reason}; train a network")
     trained = load_model(run.path)
+    stated = trained.config.replace(tile_mpp=config.data.tile_mpp)
+    trained = trained._replace(config=stated)
     for difference in provenance_warnings(run.path):
         warnings.warn(difference, stacklevel=2)
-    own_tiles, folds, _ = run.load_tables()
-    tiles = read_unseen_tiles(config, data, n_jobs, own_tiles)
-    same = own_tiles.sha256 == tiles.sha256.reindex(folds.index)
+    known = run.known_tiles
+    tiles = read_unseen_tiles(config, data, n_jobs, known)
     features = None
     if config.model.modality != "image":
         features, _ = compute_run_features(config, tiles, cache_dir, n_jobs)
-    predictions = predict(trained, tiles, features, folds[same], cache_dir)
-    return predictions.assign(fold=folds.fold.iloc[0])
+    predictions = predict(trained, tiles, features, run.known_parts(tiles), cache_dir)
+    return predictions.assign(fold=known.fold.iloc[0])
 
 # %% ../../nbs/experiments/02_pipeline.ipynb #d3b79f6a
 def evaluate_run(

@@ -289,7 +289,7 @@ def _tiles_to_explain(
     if data is None:
         tiles, folds, features = Run(run).load_tables()
         return tiles[folds.part != "train"], features
-    tiles = read_unseen_tiles(config, data, n_jobs, Run(run).tiles)
+    tiles = read_unseen_tiles(config, data, n_jobs, Run(run).known_tiles)
     if config.model.modality == "image":
         return tiles, None
     return tiles, compute_run_features(config, tiles, cache_dir, n_jobs)[0]

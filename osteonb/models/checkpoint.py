@@ -6,6 +6,7 @@
 __all__ = ['package_versions', 'save_model', 'load_model', 'provenance_warnings']
 
 # %% ../../nbs/models/14_checkpoint.ipynb #94d57d32
+import copy
 import hashlib
 import json
 import platform
@@ -18,14 +19,14 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 import osteonb
 from ..core.errors import InputError
 from ..core.files import json_digest, read_json, read_table
 from ..core.labels import TASKS
 from ..core.runs import Run
-from .backbone import _state_digest, make_backbone
+from .backbone import Backbone, _state_digest, make_backbone
 from osteonb.models.fusion import (
     FusionNet,
     TrainedModel,
@@ -172,19 +173,69 @@ def _model_digests(
 def save_model(
     trained: TrainedModel,
     run: str | Path | Run,  # a run folder with its `config.json`
-    tables: dict[str, pd.DataFrame] | None = None,  # file -> what was trained on: `tiles.parquet`, …
+    tables: dict[str, pd.DataFrame]
+    | None = None,  # file -> what was trained on: `tiles.parquet`, …
+    complete: bool = False,  # with a frozen backbone too, and matrices in 16 bits, to be passed on
 ) -> None:
     "Write `scaler.json`, `made_with.json` and `model.safetensors`, and remove the checkpoints."
     run = Run(run)
+    if complete:
+        trained = _round_model(trained)
     if trained.scaler is not None:
         run.write("scaler", _scaler_to_dict(trained.scaler))
     data = {name: _table_digest(table, name) for name, table in (tables or {}).items()}
     run.write("made_with", dict(versions=package_versions(), data=data))
-    state = {name: tensor.contiguous() for name, tensor in trained.net.state_dict().items()}
+    state = _state_to_pass_on(trained) if complete else trained.net.state_dict()
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     # one entry: of several, safetensors writes a different order each time
     header = dict(inputs=json.dumps(_model_digests(trained)))
     run.write("model", save(state, header))
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+# %% ../../nbs/models/14_checkpoint.ipynb #sv000002
+_FROZEN = "frozen_backbone."  # begins the names of a frozen backbone's tensors in a file
+
+
+def _to_16_bits(
+    tensor: Tensor,  # any tensor of a model
+) -> Tensor:  # the same shape
+    "Return a matrix in 16 bits where its numbers fit; return anything else as it is."
+    if not tensor.is_floating_point() or tensor.ndim < 2:
+        return tensor
+    half = tensor.half()
+    return half if half.isfinite().all() else tensor
+
+
+def _round_module(
+    module: nn.Module,
+) -> nn.Module:  # a copy in 32 bits
+    "Round the matrices of a module to numbers of 16 bits."
+    rounded = copy.deepcopy(module)
+    rounded.load_state_dict({n: _to_16_bits(tensor) for n, tensor in module.state_dict().items()})
+    return rounded
+
+
+def _round_model(
+    trained: TrainedModel,
+) -> TrainedModel:  # a copy
+    "Round the matrices of network and backbone to numbers of 16 bits."
+    net = _round_module(trained.net)
+    if trained.backbone is None:
+        return trained._replace(net=net)
+    frozen = trained.config.model.freeze_backbone
+    backbone = _round_module(trained.backbone) if frozen else net.backbone
+    return trained._replace(net=net, backbone=backbone)
+
+
+def _state_to_pass_on(
+    trained: TrainedModel,  # of `_round_model`
+) -> dict[str, Tensor]:
+    "Return all tensors of a model, also of a frozen backbone, in as few bits as hold them."
+    state = trained.net.state_dict()
+    if trained.backbone is not None and trained.config.model.freeze_backbone:
+        frozen = trained.backbone.body.state_dict()
+        state |= {_FROZEN + name: tensor for name, tensor in frozen.items()}
+    return {name: _to_16_bits(tensor) for name, tensor in state.items()}
 
 # %% ../../nbs/models/14_checkpoint.ipynb #219cbf64
 def _read_weights(
@@ -199,13 +250,19 @@ def _read_weights(
 def _load_weights(
     net: FusionNet | _AveragedNetwork,  # is given the weights
     path: Path,  # `model.safetensors`
+    backbone: Backbone
+    | None = None,  # is given those of a frozen backbone, where the file has them
 ) -> dict[str, str]:  # the digests that were written with them
     "Load weights into a network; raise `InputError` where they are absent or of another network."
     if not path.is_file():
         raise InputError(f"{path}: no such file; is the run finished?")
     try:
         state, digests = _read_weights(path)
+        frozen = {name: state.pop(name) for name in list(state) if name.startswith(_FROZEN)}
         net.load_state_dict(state)
+        if frozen:
+            own = {name.removeprefix(_FROZEN): tensor for name, tensor in frozen.items()}
+            backbone.body.load_state_dict(own)
         digests = dict(digests)
     except Exception as e:
         problem = f"not the weights of this run's network ({type(e).__name__})"
@@ -260,16 +317,18 @@ def load_model(
 ) -> TrainedModel:  # ready to predict
     "Read a model; raise `InputError` where a file is absent, damaged or belongs to another model."
     run = run if isinstance(run, Run) else Run(run)
-    config = run.config
-    config = config.replace(head=_trained_head(config.model.head, run.path_of("model.safetensors")))
+    run.check_files()
+    config, path = run.config, run.path_of("model.safetensors")
+    config = config.replace(head=_trained_head(config.model.head, path))
     scaler = None
     if config.model.modality != "image":
         scaler = _read_scaler(run.file("scaler"))
-    # a backbone that was trained has its weights in the model's file
-    backbone = make_backbone(config, None if config.model.freeze_backbone else "none")
+    # a backbone that was trained has its weights in the model's file, a frozen one may have them
+    in_file = not config.model.freeze_backbone or run.is_shipped
+    backbone = make_backbone(config, "none" if in_file else None)
     members = [make_network(config, backbone, scaler) for _ in range(config.model.n_members)]
     net = _join_members(members).eval()
-    written = _load_weights(net, run.path_of("model.safetensors"))
+    written = _load_weights(net, path, backbone)
     trained = TrainedModel(config, net, scaler, backbone)
     _check_digests(run, trained, written)
     return trained
@@ -293,6 +352,8 @@ def provenance_warnings(
 ) -> list[str]:  # a sentence each; empty where all is as it was
     "Return what differs from when a run was trained."
     run = run if isinstance(run, Run) else Run(run)
+    if run.is_shipped:
+        return []
     file = run.file("made_with")
     if not file.exists():
         return [f"{file}: absent, so what this model was made with is not known"]

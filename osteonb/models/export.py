@@ -204,7 +204,7 @@ def export_model(
     if model.estimator != "network":
         problem = f"holds the baseline {model.estimator!r}, which keeps no model"
         raise InputError(f"{run.path}: {problem}; train a network")
-    tiles = run.tiles if model.image_mpp else pd.DataFrame()  # their scale decides the side
+    tiles = run.known_tiles if model.image_mpp else pd.DataFrame()  # their scale decides the side
     side = _reduced_side_px(run.config, tiles)
     difference = _FORMATS[path.suffix](_ExportableModel(load_model(run)), side, path)
     if not difference <= _TOLERANCE:

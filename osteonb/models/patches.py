@@ -63,7 +63,7 @@ def _reduced_side_px(
     mpp = tile_scale(config, tiles)
     if np.isnan(mpp):
         problem = "needs the scale of the tiles, which is not known"
-        fix = "state it in µm per pixel: --set tile_mpp=…, or a column 'mpp' in a list of tiles"
+        fix = "state it in µm per pixel: --set tile_mpp=… (predict: --tile-mpp), or a column 'mpp'"
         raise InputError(f"setting 'image_mpp': {problem}; {fix}")
     if _same_scale(mpp, model.image_mpp):
         return tile_size  # to resample by a few percent would only blur

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import Config
+from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.labels import TITLES
 from ..core.runs import Run
@@ -116,8 +117,29 @@ def _training_lines(
     is_train = folds.part == "train"
     counts = class_counts(tiles.join(folds), "part").rename(columns=TITLES).rename_axis("part")
     n_patients = tiles.patient[is_train].nunique()
-    text = f"{is_train.sum()} tiles of {n_patients} patients; {test_group} was held out."
-    return [f"{text} {_split_text(tiles, folds)}", "", _to_markdown(counts)]
+    text = f"{is_train.sum()} tiles of {n_patients} patients; "
+    if (folds.part == "test").any():
+        text += f"{test_group} was held out. {_split_text(tiles, folds)}"
+    else:
+        text += "no group was held out."
+    return [text, "", _to_markdown(counts)]
+
+
+def _limit_lines(
+    config: Config,
+    tiles: pd.DataFrame,  # that entered
+    folds: pd.DataFrame,  # `part` of each tile
+) -> list[str]:
+    "Say what limits a model, also one of which nothing was held out."
+    lines = run_warnings(config, tiles, folds)
+    if (folds.part == "test").any():
+        return lines
+    few = f"Its {len(tiles)} tiles are of {tiles.patient.nunique()} patients"
+    return [
+        "No group was held out of this model, so no figure below is its own.",
+        *(line for line in lines if "test part" not in line),
+        f"{few}, scanned in one place: other stains and scanners were never seen.",
+    ]
 
 
 def _origin_lines(
@@ -142,26 +164,41 @@ _INTERVALS_NOTE = (
     "Each tile is decided once. Intervals between groups are about the next patient, and need two groups or more; the "
     "others are ranges over 1000 draws of the scans at hand."
 )
+_HELD_OUT_NOTE = (
+    "Of models that were fitted in the same way, with each group held out in turn; no model sees a tile of the group "
+    "that it is tested on. This model was fitted on all groups, with the same settings."
+)
 
 
 def write_model_card(
-    run: str | Path | Run,  # a trained run folder with predictions
+    run: str | Path | Run,  # a trained run folder with predictions, or a model without its tiles
+    held_out: pd.DataFrame | None = None,  # figures of a study, in the place of the run's own
 ) -> str:  # Markdown, with the fields of a model hub at its head
     "Return a card of a run's model; raise `InputError` where a file is missing or is not the model's."
     run = Run(run)
     config = run.config
-    tiles, folds, _ = run.load_tables()
     scaler = load_model(run).scaler
+    if run.is_shipped:
+        return run.file("card").read_text(encoding="utf-8")
+    tiles, folds, _ = run.load_tables()
+    if held_out is None and not (folds.part == "test").any():
+        fix = "give the figures of a study as held_out"
+        raise InputError(
+            f"{run.path}: no group was held out, so it has no figures of its own; {fix}"
+        )
+    features = None if scaler is None else list(scaler.mean.index)
+    note = _INTERVALS_NOTE if held_out is None else _HELD_OUT_NOTE
+    figures = _headline_figures(run.predictions) if held_out is None else held_out
     cohort = str(tiles.cohort.iloc[0])
     citation = ["Method: arXiv 2601.09416. Software: osteonb, Apache-2.0."]
     if cohort == "TCIA":
         citation.append(" ".join(CITATION.split()))
     parts = {
         "Intended use": _INTENDED_USE,
-        "Inputs": _input_lines(config, tiles, None if scaler is None else list(scaler.mean.index)),
-        "Limits": run_warnings(config, tiles, folds),
+        "Inputs": _input_lines(config, tiles, features),
+        "Limits": _limit_lines(config, tiles, folds),
         "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
-        "Results": [_INTERVALS_NOTE, "", _to_markdown(_headline_figures(run.predictions))],
+        "Results": [note, "", _to_markdown(figures)],
         "How it was made": _origin_lines(run),
         "Licence, citation": citation,
     }

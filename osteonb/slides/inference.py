@@ -125,7 +125,9 @@ def _predict_inputs(
 def _run_temperatures(
     run: Run,
 ) -> pd.DataFrame:  # `fold, task, temperature, n, reason`; empty without predictions
-    "Fit temperatures on a run's validation tiles."
+    "Fit temperatures on a run's validation tiles, or read those that came with a model."
+    if (temperatures := run.temperatures) is not None:
+        return temperatures
     if not run.file("predictions").exists():
         return pd.DataFrame()
     return fit_temperatures(run.predictions)

@@ -16,6 +16,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
+from safetensors.numpy import load, save
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
@@ -172,13 +173,47 @@ def _training_measures(
         )
     return measures
 
+# %% ../../nbs/slides/03_similarity.ipynb #sm000002
+_MEASURES = ("features", "appearance", "embedding")
+
+
+def _distributions_to_bytes(
+    training: dict[str, _TrainingDistribution],  # of `_fit_training_distribution`
+) -> bytes:  # safetensors
+    "Return the content of `similarity.safetensors`."
+    arrays = {}
+    for name, distribution in training.items():
+        for part, value in distribution._asdict().items():
+            arrays[f"{name}.{part}"] = np.array(value, dtype=np.float32, ndmin=1, order="C")
+    return save(arrays)
+
+
+def _read_distributions(
+    path: Path,  # `similarity.safetensors`
+) -> dict[str, _TrainingDistribution]:
+    "Read distributions; raise `InputError` where the file is absent or damaged."
+    try:
+        arrays = load(path.read_bytes())
+        found = {}
+        for name in _MEASURES:
+            if f"{name}.center" in arrays:
+                parts = [arrays[f"{name}.{part}"] for part in _TrainingDistribution._fields]
+                center, whiten, limit = (part.astype(float) for part in parts)
+                found[name] = _TrainingDistribution(center, whiten, float(limit[0]))
+        return found
+    except Exception as e:
+        reason = f"no distributions of training tiles ({type(e).__name__})"
+        raise InputError(f"{path}: {reason}; get the model again") from e
+
 # %% ../../nbs/slides/03_similarity.ipynb #206b6c17
 def _fit_training_distribution(
     run: Run,
     trained: TrainedModel,
     cache_dir: str | Path | None = None,  # of appearances, embeddings; None: `default_cache_dir()`
 ) -> dict[str, _TrainingDistribution]:  # `features`, `appearance`, `embedding`, where they exist
-    "Estimate what is usual among a run's training tiles."
+    "Estimate what is usual among a run's training tiles, or read it where a model came without them."
+    if run.is_shipped:
+        return _read_distributions(run.file("similarity"))
     train = run.tiles[run.folds.part == "train"]
     measures = _training_measures(run, trained, train, cache_dir or default_cache_dir())
     return {name: _fit_distribution(values, train.slide) for name, values in measures.items()}

@@ -29,7 +29,7 @@ def _tile_size_um(
     tile_mpp: float | None = None,  # µm per pixel of the training tiles, where the run lacks it
 ) -> float:  # side of a training tile, µm
     "Return the field of view of a run's tiles; raise `InputError` where it is unknown or contradicted."
-    config, tiles = run.config, run.tiles
+    config, tiles = run.config, run.known_tiles
     if tile_mpp is not None and not (np.isfinite(tile_mpp) and tile_mpp > 0):
         raise InputError(f"tile_mpp: got {tile_mpp}, wanted µm per pixel, above 0")
     try:
