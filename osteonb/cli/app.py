@@ -137,7 +137,7 @@ def _measure_precision() -> str:  # `fp32` or `bf16`
 # %% ../../nbs/cli/01_app.ipynb #b97415d2
 def _make_config(
     data: Path | None,  # a release or a list of tiles; None for the synthetic cohort
-    preset: str | None,  # `quick` or `paper`; None for `quick`, or for the preset of the file
+    preset: str | None,  # `quick`, `best` or `paper`; None for `quick`, or for the preset of the file
     test_group: str | None,  # the group to hold out, or a patient in it
     settings: list[str],  # of `--set`
     file: Path | None = None,  # of `--config`
@@ -222,7 +222,7 @@ _TestPatient = Annotated[str | None, typer.Option("--test-patient", hidden=True)
 _Preset = Annotated[
     str | None,
     typer.Option(
-        help="quick (frozen EfficientNet-Lite0, for a CPU; the default) or paper (arXiv 2601.09416)."
+        help="quick (frozen EfficientNet-Lite0; the default), best (it is trained too) or paper (arXiv 2601.09416)."
     ),
 ]
 _ConfigFile = Annotated[

@@ -222,7 +222,7 @@ def _as_lists(
 class Config:
     "Hold every setting that changes a result; make one with `configure`."
 
-    preset: str  # that it began as: `quick`, `best` or `paper`
+    preset: str = "plain"  # that it began as; each has other values
     data: _DataConfig = _DataConfig()
     radiomics: _RadiomicsConfig = _RadiomicsConfig()
     model: ModelConfig = ModelConfig()
@@ -238,7 +238,9 @@ class Config:
         changes_pixels = self.training.crop_size or self.training.stain_jitter
         if changes_pixels and self.model.freeze_backbone:
             fix = "set freeze_backbone=False, or both to 0"
-            raise InputError(f"settings 'crop_size' and 'stain_jitter': need a trained backbone; {fix}")
+            raise InputError(
+                f"settings 'crop_size' and 'stain_jitter': need a trained backbone; {fix}"
+            )
 
     def replace(
         self,
@@ -281,7 +283,7 @@ def _build(
 
 
 def configure(
-    preset: str = "quick",  # `quick`, `best` or `paper`
+    preset: str = "quick",  # `quick`, `best`, `paper` or `plain`
     **settings: Any,  # leaf names of settings that differ from the preset
 ) -> Config:  # checked and frozen
     "Return a preset with some settings changed; raise `InputError` for a wrong name or value."

@@ -18,6 +18,7 @@ from ..synthetic.fixtures import fixtures_dir, small_cohort
 
 # %% ../../nbs/experiments/09_fixtures.ipynb #46881545
 _SMALL_RUN = dict(
+    preset="plain",  # with a gate and a validation part, so that every chapter has something to show
     test_group=f"{SYNTHETIC_TEST_PATIENT}+P905",  # two patients who share a scan
     tile_size=64,
     image_size=32,

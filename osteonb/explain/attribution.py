@@ -104,6 +104,16 @@ class _EndToEndModel(nn.Module):
         features = None if radiomics is None else radiomics.to(self.device)
         return _task_log_odds(self.net.answer(embedding, features).logits, task)
 
+    def patch_weights(self, image: Tensor, radiomics: Tensor | None) -> Tensor | None:
+        "Return the learned weights of the patches, laid out on the tile, (1, H, H); else None."
+        features = None if radiomics is None else radiomics.to(self.device)
+        with torch.no_grad():
+            weights = self.net.answer(self.embed(image), features).patch_weights
+        if weights is None:
+            return None
+        fields = weights.flatten()[:, None, None].expand(-1, 8, 8)  # each patch of 8 x 8 fields
+        return PatchGrid(image.shape[-1], self.patch_size).join(fields.cpu())
+
     def forward(self, image: Tensor | None, radiomics: Tensor | None, task: str) -> Tensor:
         "Turn (B, 3, S, S) and (B, n_radiomics) into the (B,) log odds of a task."
         return self.answer(self.embed(image), radiomics, task)

@@ -86,6 +86,8 @@ def _missing_parts(
         )
     if model.modality == "fusion" and model.fusion == "concat":
         missing.append("This model joins its two sides without a gate.")
+    if model.modality == "fusion" and model.fusion == "late":
+        missing.append("This model averages the answers of its two sides, without a gate.")
     if model.head == "flat":
         missing.append(
             "This model answers with three classes; the two tasks below are computed from them."
@@ -102,6 +104,7 @@ class _Explanation(NamedTuple):
     prediction: pd.Series  # its row of predictions
     rgb: np.ndarray | None  # (H, W, 3) uint8, at most 512 pixels; None where no image is needed
     maps: dict[str, Tensor]  # task -> (h, w); empty where there is none
+    patch_weights: Tensor | None  # (h, w), where pooling is learned
     features: pd.DataFrame | None  # of `_feature_table`; None for images alone
     missing: list[str]  # sentences: what cannot be explained of this variant, and why
 
@@ -125,14 +128,18 @@ def _explain(
     model: _EndToEndModel,  # of the same model
     tile: pd.Series,  # a row of tiles
     prediction: pd.Series,  # its row of predictions
-    features: pd.DataFrame | None = None,  # radiomics of this tile and others; None for images alone
+    features: pd.DataFrame
+    | None = None,  # radiomics of this tile and others; None for images alone
 ) -> _Explanation:
     "Explain the prediction of one tile, as far as its variant allows."
     config = trained.config
     image, radiomics = _model_inputs(trained, tile, features)
     missing = _missing_parts(config.model)
     maps = {}
+    patch_weights = None
     if image is not None:
+        if config.model.pooling == "attention":
+            patch_weights = model.patch_weights(image, radiomics)[0]
         try:
             for task in _tasks_of_head(config.model.head):
                 maps[task] = grad_cam(model, image, radiomics, task)[0]
@@ -144,7 +151,7 @@ def _explain(
             embedding = model.embed(image)
         table = _feature_table(trained, model, embedding, radiomics, features.loc[tile.name])
     rgb = _read_small_tile(tile.path) if needs_images(config) else None
-    return _Explanation(tile, prediction, rgb, maps, table, missing)
+    return _Explanation(tile, prediction, rgb, maps, patch_weights, table, missing)
 
 # %% ../../nbs/explain/05_figures.ipynb #a20c4c05
 def _task_outputs(

@@ -36,6 +36,14 @@ def _strongest_region(
     return (big >= big.quantile(1 - fraction)) & (big > 0)
 
 # %% ../../nbs/explain/02_maps.ipynb #b07b2ed8
+def _pale(
+    rgb: np.ndarray,  # (H, W, 3), uint8
+) -> np.ndarray:  # (H, W, 3), float
+    "Return a light gray image that keeps 15 % of its color."
+    gray = 0.25 * rgb.mean(2, keepdims=True) + 0.75 * 255
+    return 0.15 * rgb + 0.85 * gray
+
+
 def _fade_weak_places(
     rgb: np.ndarray,  # (H, W, 3), uint8
     evidence: Tensor,  # (h, w), one map, at least 0
@@ -45,11 +53,19 @@ def _fade_weak_places(
     big = _enlarge_map(evidence, rgb.shape[:2]).numpy()
     region = _strongest_region(evidence, rgb.shape[:2]).numpy()
     strength = (big / big.max() if big.max() > 0 else big)[..., None]
-    # a light gray tile, which keeps 15 % of its color
-    pale = 0.25 * rgb.mean(2, keepdims=True) + 0.75 * 255
-    pale = 0.15 * rgb + 0.85 * pale
-    faded = strength * rgb + (1 - strength) * pale
+    faded = strength * rgb + (1 - strength) * _pale(rgb)
     width = line_px or max(1, len(rgb) // 150)
     # the line: the region without what is left after removing its border
     faded[region & ~binary_erosion(region, iterations=width, border_value=0)] = 0
     return faded.round().astype(np.uint8)
+
+# %% ../../nbs/explain/02_maps.ipynb #47b9e2ad
+def _shade_patches(
+    rgb: np.ndarray,  # (H, W, 3), uint8
+    weights: Tensor,  # (h, w), of the patches, laid out on the tile
+) -> np.ndarray:  # (H, W, 3), uint8
+    "Return a tile whose patches are the paler, the less they weigh."
+    big = F.interpolate(weights[None, None].float(), rgb.shape[:2], mode="nearest")[0, 0].numpy()
+    strength = (big / big.max())[..., None]
+    shaded = strength * rgb + (1 - strength) * _pale(rgb)
+    return shaded.round().astype(np.uint8)

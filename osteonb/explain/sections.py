@@ -23,7 +23,7 @@ from osteonb.explain.figures import (
     _plot_contributions,
     _task_outputs,
 )
-from .maps import _fade_weak_places
+from .maps import _fade_weak_places, _shade_patches
 from ..reports.html import html_details, html_section, html_table
 from ..reports.run_figures import plot_gate
 from ..reports.style import figure_to_html
@@ -112,6 +112,11 @@ def _map_section(
     for task, maps in explanation.maps.items():
         faded = _fade_weak_places(explanation.rgb, maps)
         figures.append(_image_html(faded, _map_caption(explanation, task)))
+    if explanation.patch_weights is not None:
+        shaded = _shade_patches(explanation.rgb, explanation.patch_weights)
+        figures.append(
+            _image_html(shaded, "What the pooling weighs: a patch is the paler, the less")
+        )
     if not explanation.maps:
         return html_section("Where", "The tile. There is no map of it.", _row_html(figures))
     h, w = next(iter(explanation.maps.values())).shape

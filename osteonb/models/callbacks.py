@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../../nbs/models/11_callbacks.ipynb #5006a8ed
 import io
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,26 +93,49 @@ class _History(Callback):
         row = dict(epoch=trainer.current_epoch) | pd.DataFrame(self.steps).mean().to_dict()
         self.rows.append(row | score | _balance_row(learner.loss))
 
+# %% ../../nbs/models/11_callbacks.ipynb #86faeaaa
+_LONG_EPOCH = 10.0  # seconds; a shorter one writes no line
+
+
+def _describe_epoch(
+    n_done: int,  # epochs
+    n_epochs: int,  # of the whole training
+    seconds: float,  # of an epoch, the mean of this process
+) -> str:
+    "Return a line on an epoch that ended, with the time that the others will take."
+    left = (n_epochs - n_done) * seconds / 60
+    return f"epoch {n_done} of {n_epochs}: {seconds:.0f} s each, about {left:.0f} min left"
+
 # %% ../../nbs/models/11_callbacks.ipynb #cfef8149
 class _EpochBar(Callback):
-    "Show one progress bar over epochs, and nothing without a terminal."
+    "Show one progress bar over all steps, or without a terminal a line for each long epoch."
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         "Begin at the next epoch, also in a resumed run."
+        self.first, self.start = trainer.current_epoch, time.perf_counter()
         # disable=None: no bar without a terminal; only the first process shows one
         self.bar = tqdm(
-            total=trainer.max_epochs,
-            initial=trainer.current_epoch,
-            desc="training epochs",
+            total=trainer.max_epochs * trainer.num_training_batches,
+            initial=self.first * trainer.num_training_batches,
+            desc=f"training, {trainer.max_epochs} epochs",
+            unit="step",
             disable=None if trainer.is_global_zero else True,
         )
 
+    def on_train_batch_end(self, *_) -> None:
+        "Count a step."
+        self.bar.update()
+
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        "Show the epoch's score on validation."
+        "Show the epoch's score on validation, or write a line."
         score = trainer.callback_metrics.get("valid_score")  # None without validation
         if score is not None:
             self.bar.set_postfix(score=f"{score:.3f}")
-        self.bar.update()
+        n_done = trainer.current_epoch + 1
+        seconds = (time.perf_counter() - self.start) / (n_done - self.first)
+        if self.bar.disable and trainer.is_global_zero and seconds > _LONG_EPOCH:
+            line = _describe_epoch(n_done, trainer.max_epochs, seconds)
+            logging.getLogger("osteonb").info(line)
 
     def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         "Leave the bar on the screen."
