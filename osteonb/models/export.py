@@ -28,6 +28,53 @@ from .fusion import TrainedModel
 from .loss import _logits_to_probabilities
 from .patches import _cut_patches, _reduced_side_px
 
+# %% ../../nbs/models/16_export.ipynb #028c9e38
+def _positions_among(
+    values: Tensor,  # (B, features)
+    quantiles: Tensor,  # (101, features) of the training tiles, not falling
+) -> Tensor:  # (B, features) in [0, 1]; `NaN` stays
+    "Return positions among quantiles, the mean of those from below and from above."
+    low, high = quantiles[:-1], quantiles[1:]
+    values = values[:, None]  # (B, 1, features)
+    width = high - low
+    passed = ((values - low) / width.clamp(min=1e-300)).clamp(0, 1)
+    of_no_width = ((values >= low).double() + (values > low).double()) / 2
+    return torch.where(width > 0, passed, of_no_width).mean(1) + 0 * values[:, 0]
+
+
+_CENTRAL = (  # PPND7's coefficients of the centre, numerator and denominator, from the highest power
+    (59.109374720, 159.29113202, 50.434271938, 3.3871327179),
+    (67.187563600, 78.757757664, 17.895169469, 1.0),
+)
+_TAIL = (
+    (0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777),
+    (0.12021132975, 0.73700164250, 1.0),
+)
+
+
+def _rational(
+    x: Tensor,
+    coefficients: tuple,  # of numerator and denominator, from the highest power
+) -> Tensor:  # same shape
+    "Evaluate a ratio of two polynomials."
+    values = []
+    for polynomial in coefficients:
+        value = torch.zeros_like(x)
+        for coefficient in polynomial:
+            value = value * x + coefficient
+        values.append(value)
+    return values[0] / values[1]
+
+
+def _normal_quantile(
+    p: Tensor,  # from 0.005 to 0.995
+) -> Tensor:  # same shape
+    "Return the standard normal distribution's quantile."
+    q = p - 0.5
+    central = q * _rational(0.180625 - q * q, _CENTRAL)
+    tail = _rational((-torch.log(torch.minimum(p, 1 - p))).sqrt() - 1.6, _TAIL)
+    return torch.where(q.abs() <= 0.425, central, torch.where(q > 0, tail, -tail))
+
 # %% ../../nbs/models/16_export.ipynb #7501645c
 class _ExportableModel(nn.Module):
     "Turn bytes of a tile and its radiomic features into three probabilities."
@@ -38,9 +85,6 @@ class _ExportableModel(nn.Module):
     ) -> None:
         super().__init__()
         config, scaler = trained.config, trained.scaler
-        if scaler is not None and config.radiomics.feature_scaling == "rank":
-            problem = "positions among training tiles cannot be exported"
-            raise InputError(f"feature_scaling 'rank': {problem}; train with 'zscore'")
         self.net = copy.deepcopy(trained.net).cpu().eval()
         self.net.backbone = None
         self.backbone = None
@@ -52,6 +96,13 @@ class _ExportableModel(nn.Module):
         for statistic in ("mean", "std"):
             values = [] if scaler is None else getattr(scaler, statistic).to_numpy()
             self.register_buffer(statistic, torch.tensor(values, dtype=torch.float64))
+        table = None if scaler is None else scaler.quantiles
+        quantiles = None if table is None else torch.tensor(table.to_numpy(np.float64))
+        self.register_buffer("quantiles", quantiles)  # (101, features), or None for z-scores
+        # of the features as measured, for inputs to try
+        ranked = quantiles is not None
+        self.usual = quantiles[50] if ranked else self.mean
+        self.spread = (quantiles[84] - quantiles[16]) / 2 if ranked else self.std
 
     def forward(
         self,
@@ -62,7 +113,11 @@ class _ExportableModel(nn.Module):
         embedding = None if self.backbone is None else self.embed(image)
         scaled = None
         if radiomics is not None:
-            scaled = (radiomics.double() - self.mean) / self.std
+            values = radiomics.double()
+            if self.quantiles is not None:
+                positions = _positions_among(values, self.quantiles)
+                values = _normal_quantile(positions.clamp(0.005, 0.995))
+            scaled = (values - self.mean) / self.std
             scaled = torch.nan_to_num(scaled, nan=0.0).float()
         return _logits_to_probabilities(self.net.answer(embedding, scaled).logits).float()
 
@@ -94,7 +149,7 @@ def _example_inputs(
     if model.features:
         shape = (n, len(model.features))
         noise = torch.randn(shape, dtype=torch.float64, generator=generator)
-        inputs["radiomics"] = model.mean + model.std * noise
+        inputs["radiomics"] = model.usual + model.spread * noise
         inputs["radiomics"][0, 0] = torch.nan
     return inputs
 
