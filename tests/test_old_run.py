@@ -50,11 +50,12 @@ def predict_again(run):
 def test_config_is_read(run):
     "Settings have new names and groups, and the same values."
     config = run.config
-    assert config == configure(
-        test_group="Case-904", tile_size=64, modality="radiomics", feature_classes=("firstorder",),
+    assert config.replace() == config and config.preset == "quick"  # as it was called then
+    assert config.flat() == configure(
+        "plain", test_group="Case-904", tile_size=64, modality="radiomics", feature_classes=("firstorder",),
         masks=("tile",), n_features=4, width=4, pretrained_weights="none", max_epochs=6, min_epochs=6,
         mc_dropout_passes=2, lr=0.01,
-    )
+    ).flat()
     assert run.file("scaler").name == "standardiser.json"
     assert len(run.history) == 6 and len(run.tiles) == 42 and run.excluded.empty
 

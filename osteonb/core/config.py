@@ -357,7 +357,7 @@ def _read_toml(
 
 # settings that version 0.1 lacks; at their defaults everything is as it was there
 _NEW_SETTINGS = (
-    "tile_mpp train_on_mixed image_mpp patch_size pooling C_image decision_rule n_members"
+    "tile_mpp train_on_mixed valid_by image_mpp patch_size pooling C_image decision_rule n_members"
     " modality_dropout side_loss crop_size stain_jitter keep_epoch"
 ).split()
 
@@ -365,11 +365,10 @@ _NEW_SETTINGS = (
 def _as_in_old_runs(
     settings: dict[str, Any],  # leaf names of a file
 ) -> dict[str, Any]:
-    "Add the settings of today to a file that states all those of version 0.1 and none newer."
-    old = set(_setting_names()) - set(_NEW_SETTINGS)
-    if old <= set(settings) and not set(_NEW_SETTINGS) & set(settings):
-        settings |= {name: _find_setting(name)[1].default for name in _NEW_SETTINGS}
-    return settings
+    "Add the defaults of newer settings to a file that states all those of version 0.1: a run's."
+    if not set(_setting_names()) - set(_NEW_SETTINGS) <= set(settings):
+        return settings
+    return {name: _find_setting(name)[1].default for name in _NEW_SETTINGS} | settings
 
 
 def read_config(
