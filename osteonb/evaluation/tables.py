@@ -79,14 +79,16 @@ _HEADLINE_METRICS = {
     ("tumor", "roc_auc_within"): "Ranking: AUC within groups, tumor or not",
     ("viability", "roc_auc_within"): "Ranking: AUC within groups, viable or not",
 }
+_THRESHOLD_METRICS = [key for key in _HEADLINE_METRICS if key[1].startswith("sens_at_spec90")]
 
 
 def summarize(
     metrics: pd.DataFrame,  # with `scope, metric, value`, as `evaluate` or `intervals` makes it
     digits: int | None = 3,  # that `value` is rounded to; None leaves it as it is
 ) -> pd.DataFrame:  # indexed by a readable name: `value` and the other columns
-    "Return the headline metrics, as far as the table has them."
+    "Return the headline metrics, as far as the table has them; without validation no threshold's."
     table = metrics.set_index(["scope", "metric"])
+    table = table[table.value.notna() | ~table.index.isin(_THRESHOLD_METRICS)]
     keys = [key for key in _HEADLINE_METRICS if key in table.index]
     names = pd.Index([_HEADLINE_METRICS[key] for key in keys], name="metric")
     rows = table.loc[keys].set_axis(names)
