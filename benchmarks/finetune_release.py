@@ -35,24 +35,7 @@ from osteonb.models import fit, predict
 from osteonb.synthetic import make_cohort
 
 # of all models that are fine-tuned
-FINE_TUNED = dict(
-    mixed_label="non-viable",
-    train_on_mixed=False,
-    valid_fraction=0,
-    keep_epoch="last",
-    freeze_backbone=False,
-    image_size=0,
-    crop_size=512,
-    stain_jitter=0.3,
-    fusion="late",
-    side_loss=1.0,
-    feature_scaling="rank",
-    patient_weights=0.5,
-    precision="bf16",
-    max_epochs=12,
-    min_epochs=0,
-    lr=2e-4,
-)
+FINE_TUNED = dict(preset="best", head="hierarchical")
 # the recipe, from random weights; as many epochs as it trains at least
 CONTROL = dict(
     preset="paper",
@@ -244,7 +227,7 @@ def measure_throughput(
     "Time embedding, training and predicting beside the bare network."
     tables = []
     for number, own in enumerate(settings):
-        config = configure(pretrained_weights="none", **own)
+        config = configure("plain", pretrained_weights="none", **own)
         steps = ("embed", "train", "predict")
         table = run_benchmark(config, cohort.tiles, folder / str(number), n, steps)
         tables.append(table.reset_index().assign(**own))
