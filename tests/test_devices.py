@@ -27,7 +27,7 @@ def cohort(folder, n=40):
 def test_two_processes_give_what_one_gives(tmp_path):
     "Batches of 7 and 8, shared as 4 and 4 with one tile twice; the backbone has layer normalisation."
     tiles, folds, features = cohort(tmp_path)
-    settings = dict(backbone="convnext_atto", pretrained_weights="none", image_size=32, freeze_backbone=False, augment=True, max_epochs=3, min_epochs=3, batch_size=9)
+    settings = dict(preset="plain", backbone="convnext_atto", pretrained_weights="none", image_size=32, freeze_backbone=False, augment=True, max_epochs=3, min_epochs=3, batch_size=9)
     (one, alone), (two, shared) = (fit(configure(**settings, devices=d), tiles, folds, features, tmp_path/str(d), tmp_path/"cache") for d in (1, 2))
     pd.testing.assert_frame_equal(alone, shared, rtol=1e-3)
     for name, tensor in one.net.state_dict().items(): assert torch.allclose(tensor.float(), two.net.state_dict()[name].float(), atol=.01), name
@@ -44,7 +44,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 def test_compiled(tmp_path):
     "A compiled backbone trains as another does, and is kept under the same names."
     tiles, folds, features = cohort(tmp_path, 24)
-    settings = dict(backbone="test_resnet", pretrained_weights="none", image_size=32, freeze_backbone=False, max_epochs=2, min_epochs=2, batch_size=6)
+    settings = dict(preset="plain", backbone="test_resnet", pretrained_weights="none", image_size=32, freeze_backbone=False, max_epochs=2, min_epochs=2, batch_size=6)
     (plain, usual), (fast, compiled) = (fit(configure(**settings, compile_backbone=c), tiles, folds, features, cache_dir=tmp_path/"cache") for c in (False, True))
     pd.testing.assert_frame_equal(usual, compiled, rtol=1e-2)
     assert list(plain.net.state_dict()) == list(fast.net.state_dict())
@@ -56,7 +56,7 @@ def test_two_machines_give_what_one_gives(tmp_path):
     settings = "tile_size=64 image_size=32 backbone=convnext_atto pretrained_weights=none freeze_backbone=false augment=true max_epochs=2 min_epochs=2 batch_size=9"
     with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
     def train(folder, more, *launcher):
-        words = [*launcher, bin/"osteonb", "train", "--out", tmp_path/folder, "--data", data, "--test-group", "Case-904", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
+        words = [*launcher, bin/"osteonb", "train", "--out", tmp_path/folder, "--data", data, "--test-group", "Case-904", "--preset", "plain", "--cache", tmp_path/"cache", "--jobs", "1", "--set", f"{settings} {more}"]
         return subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     def end(process):
         said = process.communicate(timeout=300)

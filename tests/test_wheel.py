@@ -127,8 +127,8 @@ def test_the_model_of_the_package_predicts_offline(bin, alone):
     draw = (
         "from pathlib import Path; from PIL import Image; from osteonb.synthetic import draw_tile\n"
         "Path('tiles').mkdir()\n"
-        "for i, name in enumerate(('non_tumor', 'non_viable', 'viable')):\n"
-        "    Image.fromarray(draw_tile(name, seed=i, size=1024)).save(f'tiles/{name}.png')\n"
+        "for label in ('Non-Tumor', 'Non-Viable-Tumor', 'Viable'):\n"
+        "    Image.fromarray(draw_tile('Case 904 C11-5000-7000', label)).save(f'tiles/{label}.png')\n"
     )
     run(bin / "python", "-c", draw, **alone)
     done = run(bin / "osteonb", "predict", "tiles", "--model", "release", **alone)
