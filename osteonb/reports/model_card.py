@@ -108,7 +108,17 @@ def _input_lines(
     return lines
 
 
+def _mixed_text(
+    config: Config,  # `train_on_mixed`
+    train: pd.DataFrame,  # tiles of the training part, with `mixed` where a source states it
+) -> str:  # empty where all were trained on
+    "Say how many tiles of the training part were left out because they are mixed."
+    n_mixed = 0 if config.data.train_on_mixed else int(train.get("mixed", pd.Series(False)).sum())
+    return f" {n_mixed} of them are mixed and were not trained on." if n_mixed else ""
+
+
 def _training_lines(
+    config: Config,  # `train_on_mixed`
     tiles: pd.DataFrame,  # that entered
     folds: pd.DataFrame,  # `part` of each tile
     test_group: str,  # which group was held out
@@ -122,7 +132,7 @@ def _training_lines(
         text += f"{test_group} was held out. {_split_text(tiles, folds)}"
     else:
         text += "no group was held out."
-    return [text, "", _to_markdown(counts)]
+    return [text + _mixed_text(config, tiles[is_train]), "", _to_markdown(counts)]
 
 
 def _limit_lines(
@@ -197,7 +207,7 @@ def write_model_card(
         "Intended use": _INTENDED_USE,
         "Inputs": _input_lines(config, tiles, features),
         "Limits": _limit_lines(config, tiles, folds),
-        "Trained on": _training_lines(tiles, folds, folds.fold.iloc[0]),
+        "Trained on": _training_lines(config, tiles, folds, folds.fold.iloc[0]),
         "Results": [note, "", _to_markdown(figures)],
         "How it was made": _origin_lines(run),
         "Licence, citation": citation,
