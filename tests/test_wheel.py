@@ -123,7 +123,7 @@ def test_the_main_command_offline(bin, alone):
 
 @pytest.mark.skipif(not MODEL.is_dir(), reason="this copy has no osteonb/pretrained/release")
 def test_the_model_of_the_package_predicts_offline(bin, alone):
-    "Tiles and slides are predicted by the model in the wheel, with what else is newest on the index."
+    "The model in the wheel predicts a folder of tiles."
     draw = (
         "from pathlib import Path; from PIL import Image; from osteonb.synthetic import draw_tile\n"
         "Path('tiles').mkdir()\n"
