@@ -82,7 +82,7 @@ def folders(tmp_path_factory) -> list[Path]:
     make_cohort(first / "cohort", scale=0.25, size=64)
     second = tmp_path_factory.mktemp("second") / "further down"
     shutil.copytree(first, second)
-    jobs = [start(first, 1, 1, hash_seed=0), start(second, 2, 2, hash_seed=1)]
+    jobs = [start(first, n_threads=1, n_jobs=2, hash_seed=0), start(second, n_threads=2, n_jobs=1, hash_seed=1)]
     for job in jobs:
         output, _ = job.communicate()
         assert job.returncode == 0, output
