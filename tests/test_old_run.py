@@ -26,15 +26,6 @@ def run(tmp_path):
     return Run(shutil.copytree(OLD, tmp_path / "run"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Compute with one thread, as the old run was: sums of several threads differ in their last bits."
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 def same_place() -> bool:
     "Whether torch computes here as it did where the fixture was made: other kernels round otherwise."
     made_with = read_json(OLD / "made_with.json")["versions"]["torch"]

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Callable
 import typer
 
 from .. import __version__
+from .failures import _errors_in_a_line
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/cli/01_app.ipynb #e3f51eed
@@ -82,11 +83,8 @@ def _command(
     @_app.command(job.__name__.strip("_"))
     @wraps(job)
     def run(*args, **kwargs) -> None:
-        try:
+        with _errors_in_a_line(f"osteonb {job.__name__.strip('_')}"):
             job(*args, **kwargs)
-        except (InputError, OSError) as error:
-            typer.echo(f"osteonb {job.__name__.strip('_')}: {error}", err=True)
-            raise typer.Exit(1) from None
 
     return job
 

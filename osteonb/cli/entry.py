@@ -6,14 +6,13 @@
 __all__ = ['main']
 
 # %% ../../nbs/cli/07_entry.ipynb #d4ebb7b7
-from osteonb.cli import (  # noqa: F401  each registers its subcommands
-    data_commands,
-    grid_commands,
-    model_commands,
-    run_commands,
-    slide_commands,
-)
-from .app import _app
+from typing import TYPE_CHECKING
+
+from .failures import _errors_in_a_line
+from .stopping import _run_watched
+
+if TYPE_CHECKING:
+    import typer
 
 # %% ../../nbs/cli/07_entry.ipynb #6635d09b
 _COMMAND_ORDER = (
@@ -22,7 +21,27 @@ _COMMAND_ORDER = (
 )
 
 
-def main() -> None:
-    "Run the command that `sys.argv` holds."
+def _load_app() -> "typer.Typer":
+    "Return the application with all subcommands."
+    from osteonb.cli import (  # noqa: F401  each registers its subcommands
+        data_commands,
+        grid_commands,
+        model_commands,
+        run_commands,
+        slide_commands,
+    )
+    from osteonb.cli.app import _app
+
     _app.registered_commands.sort(key=lambda command: _COMMAND_ORDER.index(command.name))
-    _app()
+    return _app
+
+
+def _run_command() -> None:
+    "Run the command that `sys.argv` holds."
+    with _errors_in_a_line("osteonb"):
+        _load_app()()
+
+
+def main() -> None:
+    "Run the command that `sys.argv` holds; it can be stopped at any moment."
+    _run_watched(_run_command)

@@ -7,11 +7,14 @@ __all__ = ['set_seed', 'run_in_directory', 'import_optional']
 
 # %% ../../nbs/core/09_runtime.ipynb #875b89b5
 import importlib
+import multiprocessing
 import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +38,20 @@ def set_seed(
     return torch.Generator().manual_seed(seed)
 
 # %% ../../nbs/core/09_runtime.ipynb #fe20c544
+def _leave_call(
+    number: int,  # of the signal
+    frame: FrameType | None,  # where the worker was
+) -> None:
+    "Unwind what a worker is doing."
+    raise SystemExit(128 + number)
+
+
+def _can_be_stopped() -> bool:
+    "Return whether this is a process of joblib's, and the thread that hears its signals."
+    in_worker = multiprocessing.current_process().name.startswith("LokyProcess")
+    return in_worker and threading.current_thread() is threading.main_thread()
+
+
 def run_in_directory(
     folder: str | Path,  # where relative names begin; ignored on a machine without such a folder
     function: Callable,  # the function to call
@@ -46,8 +63,16 @@ def run_in_directory(
 
     if Path(folder).is_dir():
         os.chdir(folder)
-    with joblib.parallel_config("threading"):
-        return function(*args, **kwargs)
+    stoppable = _can_be_stopped()
+    if stoppable:
+        signal.signal(signal.SIGTERM, _leave_call)
+    try:
+        with joblib.parallel_config("threading"):
+            return function(*args, **kwargs)
+    except SystemExit as stop:
+        if not stoppable:
+            raise
+        os._exit(stop.code)
 
 # %% ../../nbs/core/09_runtime.ipynb #40b0963c
 def import_optional(

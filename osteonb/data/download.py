@@ -15,17 +15,16 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from http.client import HTTPException, IncompleteRead
-from itertools import count
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, unquote, urljoin, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import quote, unquote, urlsplit
 
 import pandas as pd
 from tqdm import tqdm
 
 from ..core.errors import InputError, abbreviate
 from ..core.files import atomic_write
+from .fetching import _read_address, _RefusedAnswer
 from .images import _check_image, _check_images
 from osteonb.data.tcia import (
     SYNTHETIC_MARKER,
@@ -39,6 +38,8 @@ _TABLE_URL = "https://www.cancerimagingarchive.net/wp-content/uploads/ML_Feature
 _TABLE_SHA256 = "96fc6f3789a4ae14d536057d7db8b1353d20b0b2b94ce54b80e58ef5120281f6"
 _PATHDB_URL = "https://pathdb.cancerimagingarchive.net"
 _PATHDB_COLLECTION = 18  # PathDB's number for this collection
+_N_TILES = 1144  # in the release
+_MAX_BYTES = 16 * 2**20  # of one answer: a tile without compression has 3 MiB
 CITATION = """\
 Osteosarcoma-Tumor-Assessment, from The Cancer Imaging Archive, is licensed under CC BY 3.0
 (https://creativecommons.org/licenses/by/3.0/). Whoever uses it cites:
@@ -73,6 +74,7 @@ class DownloadError(OSError):
         reason: str,  # in a few words
         missing: pd.DataFrame | None = None,  # `reason` and `file`, indexed by tile
     ):
+        reason = "".join(c if c.isprintable() else "?" for c in reason)  # a server may have said it
         super().__init__(f"{source}: {reason}; run again, what is there is kept")
         self.reason = reason
         self.missing = missing
@@ -86,6 +88,8 @@ def _describe_failure(
         return f"{error.code} {error.reason}"
     if isinstance(error, IncompleteRead):
         return f"cut off after {len(error.partial)} bytes"
+    if isinstance(error, _RefusedAnswer):
+        return str(error)
     cause = error.reason if isinstance(error, URLError) else error
     return "timed out" if isinstance(cause, TimeoutError) else f"no connection ({cause})"
 
@@ -95,10 +99,13 @@ def _is_transient(
 ) -> bool:  # False where another attempt would end in the same way
     "Return whether a failure may pass by itself."
     if not isinstance(error, HTTPError):
-        return True
+        return not isinstance(error, _RefusedAnswer)
     return error.code >= 500 or error.code in (408, 429)  # timeout, too many requests
 
 # %% ../../nbs/data/04_download.ipynb #c722e49d
+_TOTAL_TIMEOUTS = 10  # the limit for one file, in times of the limit for silence
+
+
 def _fetch(
     url: str,  # an address, http or https
     timeout: float = 60.0,  # seconds for which a server may be silent
@@ -106,13 +113,13 @@ def _fetch(
     pause: float = 1.0,  # seconds before the second attempt; doubled before each further one
 ) -> bytes:  # the body
     "Fetch one address, again where a failure may pass; raise `DownloadError` in the end."
-    request = Request(url, headers={"User-Agent": "osteonb"})
+    end = time.monotonic() + _TOTAL_TIMEOUTS * timeout
     for attempt in range(tries):
         try:
-            with urlopen(request, timeout=timeout) as answer:
-                return answer.read()
+            return _read_address(url, end, timeout, _MAX_BYTES)
         except (OSError, HTTPException) as e:
-            if attempt == tries - 1 or not _is_transient(e):
+            is_last = attempt == tries - 1 or time.monotonic() >= end
+            if is_last or not _is_transient(e):
                 raise DownloadError(url, _describe_failure(e)) from e
         time.sleep(pause * 2**attempt)
 
@@ -157,27 +164,34 @@ def _read_listing_page(
     fetch: Callable[[str], bytes],  # `_fetch` with its timeout and attempts
 ) -> list[str]:  # addresses, as listed
     "Return the addresses on one page of a listing; raise `DownloadError` for another form."
-    addresses = []
+    addresses: list[str] = []
     try:
         for entry in json.loads(fetch(url)):
             if field := entry.get("field_wsiimage"):
                 addresses.append(field[0]["url"])
-    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        "".join(addresses)  # texts, all of them
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
         raise DownloadError(url, f"not a listing of PathDB's form ({type(e).__name__})") from e
     return addresses
 
 # %% ../../nbs/data/04_download.ipynb #4fb4b6da
+_MAX_LISTED = 10 * _N_TILES  # the collection has other images too, and some twice
+
+
 def _list_addresses(
     listing: str,  # address of the listing
     fetch: Callable[[str], bytes],  # `_fetch` with its timeout and attempts
 ) -> list[str]:  # without duplicates, as listed
-    "Read the pages of a listing until one brings nothing new."
+    "Read the pages of a listing until one brings nothing new; raise `DownloadError` where there is no end."
     addresses: dict[str, None] = {}  # a dictionary keeps the order
-    for page in count():
+    for page in range(_N_TILES):  # were there one image on each
         more = _read_listing_page(f"{listing}?_format=json&page={page}", fetch)
         if addresses.keys() >= set(more):
             return list(addresses)
         addresses.update(dict.fromkeys(more))
+        if len(addresses) > _MAX_LISTED:
+            break
+    raise DownloadError(listing, f"lists more than the release; {len(addresses)} images so far")
 
 # %% ../../nbs/data/04_download.ipynb #324f470b
 def _list_remote_tiles(
@@ -189,8 +203,10 @@ def _list_remote_tiles(
     rows = []
     for address in _list_addresses(listing, fetch):
         if location := _tile_location(address):
-            path = quote(unquote(urlsplit(address).path))
-            rows.append((*location, urljoin(pathdb, path)))
+            # not `urljoin`: a path that begins with // would lead to another server
+            path = quote(unquote(urlsplit(address).path).lstrip("/"))
+            server = urlsplit(pathdb)
+            rows.append((*location, f"{server.scheme}://{server.netloc}/{path}"))
     table = pd.DataFrame(rows, columns=["tile", "file", "url"], dtype=str)
     table = table.drop_duplicates("tile").set_index("tile")
     if not len(table):

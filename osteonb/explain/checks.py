@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..core.errors import unknown_name_error
@@ -120,6 +121,7 @@ def _masking_row(
     )
 
 
+@threadpool_limits.wrap(limits=1)  # rounds alike with any number of threads
 def masking_check(
     trained: TrainedModel,
     tiles: pd.DataFrame,  # with `path`, `patient`, `scan`, `label`
@@ -168,6 +170,7 @@ def _map_agreement(
         return float(spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic)
 
 # %% ../../nbs/explain/04_checks.ipynb #641f47b4
+@threadpool_limits.wrap(limits=1)  # rounds alike with any number of threads
 def sanity_check(
     trained: TrainedModel,
     tiles: pd.DataFrame,  # with `path`, `patient`, `scan`

@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..core.config import ModelConfig
@@ -123,6 +124,7 @@ def _read_small_tile(
     return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
 
 # %% ../../nbs/explain/05_figures.ipynb #404304d7
+@threadpool_limits.wrap(limits=1)  # rounds alike with any number of threads
 def _explain(
     trained: TrainedModel,
     model: _EndToEndModel,  # of the same model

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../../nbs/reports/grid/05_error_figures.ipynb #4ea704a7
 import textwrap
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,10 +14,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from ...core.errors import InputError
 from ...core.labels import CLASSES, PROBABILITY_COLUMNS, TITLES
-from ...data.images import open_image
+from ...data.images import read_tile
 from ...evaluation.metrics import confusion_counts
 from osteonb.evaluation.predictions import (
     check_predictions,
@@ -72,12 +72,19 @@ def _find_mistakes(
 def _draw_mistake(
     ax: plt.Axes,  # the panel
     title: str,  # of the panel
-    path: object,  # of the image; not a path where there is none
+    tile: pd.Series,  # `path` where it has an image; `sha256` that the file must have, where known
     size_px: int,  # largest side of the image, pixels
 ) -> None:
-    "Show the image of a tile, or write why there is none."
+    "Show the image of a tile, or write why there is none: it may have changed since the prediction."
     ax.set_title(title, fontsize=9)
-    image, reason = open_image(path) if isinstance(path, (str, Path)) else (None, "no file")
+    path = tile.get("path")
+    reason = "no file"
+    image = None
+    if isinstance(path, str) and path:
+        try:
+            image = Image.fromarray(read_tile(path, sha256=tile.get("sha256")))
+        except InputError as e:
+            reason = str(e).removeprefix(f"{path}: ").partition(";")[0]
     if image is None:
         _write_in_panel(ax, f"no picture: {reason}")
         return
@@ -98,8 +105,8 @@ def _plot_mistakes(
     table = _find_mistakes(predictions)
     if not len(table):
         return _empty_figure("no test tile was called wrongly", note)
-    paths = tiles.get("path", pd.Series(dtype=object))
     worst = table.head(n)
+    known = tiles.reindex(worst.index)
     rows = -(-len(worst) // 3)
     with plt.rc_context(PLOT_STYLE):
         fig, axes = make_panels(rows, 3, 8.2, 0.7 + 3.1 * rows, note)
@@ -111,7 +118,8 @@ def _plot_mistakes(
             ax.set_box_aspect(1)
         for ax, (tile, row) in zip(axes, worst.iterrows()):
             answer = f"{row.true} →\n{row.called}, p = {row.p:.3f}"
-            _draw_mistake(ax, f"{textwrap.fill(str(tile), 30)}\n{answer}", paths.get(tile), size_px)
+            title = f"{textwrap.fill(str(tile), 30)}\n{answer}"
+            _draw_mistake(ax, title, known.loc[tile], size_px)
     return fig
 
 # %% ../../../nbs/reports/grid/05_error_figures.ipynb #b36c928e
