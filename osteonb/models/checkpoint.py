@@ -360,6 +360,7 @@ def _version_warnings(
 
 def provenance_warnings(
     run: str | Path | Run,  # a run folder with a model
+    tables_only: bool = False,  # nothing about versions
 ) -> list[str]:  # a sentence each; empty where all is as it was
     "Return what differs from when a run was trained."
     run = run if isinstance(run, Run) else Run(run)
@@ -367,11 +368,11 @@ def provenance_warnings(
         return []
     file = run.file("made_with")
     if not file.exists():
-        return [f"{file}: absent, so what this model was made with is not known"]
+        return [] if tables_only else [f"{file}: absent, so what this model was made with is not known"]
     made_with = read_json(file)
     if not isinstance(made_with, dict):
         made_with = {}
-    warnings = _version_warnings(run, made_with.get("versions", {}))
+    warnings = [] if tables_only else _version_warnings(run, made_with.get("versions", {}))
     for name, digest in made_with.get("data", {}).items():
         path = run.path / name
         if path.exists() and _table_digest(read_table(path), name) != digest:
