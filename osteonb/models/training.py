@@ -61,6 +61,7 @@ from osteonb.models.loss import (
 from .pooling import _pool_tiles
 from .scaling import _FeatureScaler, fit_scaler
 from .selection import _check_finite, _check_validation
+from .threads import _trains_backbone, _training_threads
 
 # %% ../../nbs/models/12_training.ipynb #b39f5c55
 class _ShardedNetwork(L.LightningModule):
@@ -81,6 +82,8 @@ class _ShardedNetwork(L.LightningModule):
     def setup(self, stage: str) -> None:
         "Switch on determinism in this process, and find its shard: its part of each batch."
         set_seed(self.config.training.seed)
+        if not _trains_backbone(self.config):
+            torch.set_num_threads(1)  # in a process that Lightning started
         # Lightning advises more processes for loading, which tiles in memory do not need
         warnings.filterwarnings("ignore", module="lightning")
         self.shard = (self.trainer.global_rank, self.trainer.world_size)
@@ -257,7 +260,7 @@ def train_loop(
     if config.training.devices > 1:
         # with torch's default, sharing by open files, the processes cannot be started
         torch.multiprocessing.set_sharing_strategy("file_system")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _training_threads(config):
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner.train(), train, valid, ckpt_path=resume, weights_only=True)
     kept = _read_checkpoint(kept_path)
