@@ -38,8 +38,10 @@ from osteonb.models.callbacks import (
     _AtomicCheckpoints,
     _BestCheckpoint,
     _callback_states,
+    _checkpoint_to_resume,
     _EpochBar,
     _History,
+    _read_checkpoint,
 )
 from osteonb.models.fusion import (
     FusionNet,
@@ -246,13 +248,13 @@ def train_loop(
     valid: DataLoader | None,  # of the validation part; None where there is none
     folder: Path,  # for `checkpoints/`
 ) -> pd.DataFrame:  # the history: a row for each epoch
-    "Train, stop early, keep an epoch; raise `InputError` where training diverges at once."
+    "Train, stop early, keep an epoch; raise `InputError` where it diverges at once or a checkpoint is damaged."
     config, checkpoints = learner.config, folder / "checkpoints"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = _make_trainer(config, _make_callbacks(config, checkpoints), folder)
     kept_path = checkpoints / f"{config.training.keep_epoch}.ckpt"
     last_path = checkpoints / "last.ckpt"
-    resume = last_path if last_path.exists() and kept_path.exists() else None
+    resume = _checkpoint_to_resume(kept_path, last_path)
     if config.training.compile_backbone and learner.net.backbone is not None:
         learner.net.backbone.body.compile()
     if config.training.devices > 1:
@@ -261,8 +263,8 @@ def train_loop(
     with warnings.catch_warnings(), _training_threads(config):
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner.train(), train, valid, ckpt_path=resume, weights_only=True)
-    kept = torch.load(kept_path, map_location="cpu", weights_only=True)
-    ended = torch.load(last_path, map_location="cpu", weights_only=True)
+    kept = _read_checkpoint(kept_path)
+    ended = _read_checkpoint(last_path)
     trainer.strategy.barrier()  # the first process may remove the files: wait until all have read them
     learner.cpu().load_state_dict(kept["state_dict"])
     learner.eval()
@@ -347,7 +349,7 @@ def _train_members(
         place = folder / "checkpoints" / f"member-{number}"
         finished = place / f"{config.training.max_epochs}-epochs.ckpt"
         if finished.exists():
-            kept = torch.load(finished, map_location="cpu", weights_only=True)
+            kept = _read_checkpoint(finished)
             net.load_state_dict(kept["state_dict"])
             history = pd.DataFrame(kept["history"])
         else:
