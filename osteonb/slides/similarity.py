@@ -22,6 +22,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
 
 from ..core.cache import compute_table_rows, default_cache_dir
+from ..core.config import Config
 from ..core.errors import InputError
 from ..core.runs import Run
 from ..data.images import read_tile
@@ -177,6 +178,14 @@ def _training_measures(
 _MEASURES = ("features", "appearance", "embedding")
 
 
+def _expected_measures(
+    config: Config,  # of a run
+) -> list[str]:  # of `_MEASURES`
+    "Return the measures that a slide is compared by where all training tiles can be read."
+    unused = dict(image="features", radiomics="embedding").get(config.model.modality)
+    return [name for name in _MEASURES if name != unused]
+
+
 def _distributions_to_bytes(
     training: dict[str, _TrainingDistribution],  # of `_fit_training_distribution`
 ) -> bytes:  # safetensors
@@ -230,6 +239,5 @@ def _unlike_fraction(
     good = tiles[(tiles.reason == "") & (tiles.tissue >= 0.5)]
     if not len(good):
         return dict.fromkeys(training, np.nan)
-    return {
-        name: float((good[f"distance_{name}"] > t.limit).mean()) for name, t in training.items()
-    }
+    usual = {name: good[f"distance_{name}"] <= t.limit for name, t in training.items()}
+    return {name: float((~is_usual).mean()) for name, is_usual in usual.items()}
