@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from .errors import unknown_name_error
+from .errors import InputError, unknown_name_error
 from .files import atomic_write, json_digest, write_json
 
 # %% ../../nbs/core/07_cache.ipynb #676ef2f7
@@ -76,7 +76,7 @@ def _part_digest(
 def _is_damaged(
     path: Path,  # file of a part
 ) -> bool:
-    "Return whether the digest of a part's content differs from its name."
+    "Return whether the digest of a part's content differs from its name; raise `FileNotFoundError`."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.stem
 
@@ -87,7 +87,11 @@ def _undamaged_parts(
 ) -> Iterator[Path]:
     "Yield the undamaged parts; remove the damaged ones with a warning."
     for path in sorted(folder.glob(pattern)):
-        if not _is_damaged(path):
+        try:
+            damaged = _is_damaged(path)
+        except FileNotFoundError:  # another process found it damaged first
+            continue
+        if not damaged:
             yield path
         else:
             text = f"{path}: damaged; removed, and its tiles are computed again"
@@ -171,6 +175,16 @@ class _RowCache:
         return _join_tables(_undamaged_parts(self.folder, "*.parquet"))
 
 # %% ../../nbs/core/07_cache.ipynb #81ca1550
+def _check_digests(
+    tiles: pd.DataFrame,  # indexed by tile, with `sha256`
+) -> None:
+    "Raise `InputError` where a tile has no digest, since all such tiles would share one row."
+    without = tiles.index[tiles.sha256.fillna("") == ""]
+    if len(without):
+        reason = f"tile {without[0]!r} has no digest in the column 'sha256'"
+        raise InputError(f"table of tiles: {reason}; read the tiles again")
+
+
 def compute_table_rows(
     cache_dir: str | Path,  # folder shared by runs
     # group of values -> everything besides the tile that it depends on
@@ -181,6 +195,7 @@ def compute_table_rows(
     block: int = 200,  # number of tiles that are computed and stored together
 ) -> dict[Any, pd.DataFrame]:  # group -> values of every tile but those left out, in their order
     "Load the cached rows, compute the missing ones, and store them for the next run."
+    _check_digests(tiles)
     caches = {group: _RowCache(cache_dir, s) for group, s in settings_by_group.items()}
     for cache in caches.values():
         cache.write_settings()
@@ -219,6 +234,7 @@ def compute_array_rows(
     "Load the cached rows, compute the missing ones, and store them for the next run."
     if cache_dir is None:
         return arrays_in_memory(compute(tiles))
+    _check_digests(tiles)
     cache = _RowCache(cache_dir, settings, "array")
     cache.write_settings()
     known = cache.load()

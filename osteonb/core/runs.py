@@ -26,6 +26,7 @@ from osteonb.core.files import (
     write_table,
 )
 from .labels import CLASSES, PROBABILITY_COLUMNS, add_scan_and_group
+from .recognition import _recognize_tiles
 
 # %% ../../nbs/core/08_runs.ipynb #df29632a
 _RUN_FILES = {
@@ -319,16 +320,10 @@ class _ModelFolder(_RunTables):
 
     def known_parts(
         self,
-        tiles: pd.DataFrame,  # with `sha256`
+        tiles: pd.DataFrame,  # with `sha256`, and `pixels` where they were read
     ) -> pd.DataFrame:  # `fold` and `part` of those that the run has
-        "Find tiles that the run has: by name and content, or by content in a model without tiles."
-        known = self.known_tiles
-        if self.is_shipped:
-            found = known.reindex(tiles.sha256.astype(str).str[:16]).set_axis(tiles.index)
-            found = found.dropna(subset="part")
-        else:
-            found = known[known.sha256 == tiles.sha256.reindex(known.index)]
-        return found[["fold", "part"]]
+        "Find tiles that the run has by what they show, whatever their names."
+        return _recognize_tiles(self.known_tiles, tiles)
 
     def check_files(self) -> None:
         "Raise `InputError` where a file of a model without tiles is not what was written."

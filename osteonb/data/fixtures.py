@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/data/15_fixtures.ipynb #1f750257
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core.labels import CLASSES
+from .images import _check_image, _check_images
 
 # %% ../../nbs/data/15_fixtures.ipynb #814a0674
 def _tiles_by_counts(
@@ -30,16 +30,21 @@ def _tiles_by_counts(
 
 # %% ../../nbs/data/15_fixtures.ipynb #444076dc
 def _add_copies(
-    tiles: pd.DataFrame,  # with `path` and `sha256`, at least four tiles
+    tiles: pd.DataFrame,  # with `path`, `sha256` and perhaps `pixels`, at least four tiles
     originals: list[str],  # two tiles whose images are copied
     targets: list[str],  # two tiles that get the copies
     folder: Path,  # gets the file `again.jpg`
 ) -> pd.DataFrame:  # the same tiles; the originals' files stay as they are
     "Replace one image by an exact copy of another, and one by a copy compressed again."
     changed = tiles.copy()
-    Image.open(tiles.path[originals[1]]).save(folder / "again.jpg", quality=50)
-    changed.loc[targets, "path"] = [tiles.path[originals[0]], str(folder / "again.jpg")]
-    changed.loc[targets, "sha256"] = [tiles.sha256[originals[0]], "another digest"]
+    again = Path(folder) / "again.jpg"
+    Image.open(tiles.path[originals[1]]).save(again, quality=50)
+    files = pd.Series([Path(tiles.path[originals[0]]), again], targets)
+    found = _check_images(files, None)
+    for column in ("sha256", "pixels"):
+        if column in tiles:
+            changed.loc[targets, column] = found[column]
+    changed.loc[targets, "path"] = files.astype(str)
     return changed
 
 # %% ../../nbs/data/15_fixtures.ipynb #cut00002
@@ -49,14 +54,14 @@ def _cut_tiles(
     folder: Path,  # gets a JPEG file for each tile
     size_px: int = 64,  # side of a tile
     scale: float = 1,  # slide pixels in a pixel of the tile, for the positions in the table
-) -> pd.DataFrame:  # `path, patient, slide, x, y, label, sha256`; tiles `t0`, `t1`, …
+) -> pd.DataFrame:  # `path, patient, slide, x, y, label, sha256, pixels`; tiles `t0`, `t1`, …
     "Cut tiles out of large pictures."
     rows = []
     for number, (scan, slide, patient, x, y, label) in enumerate(places):
         path = Path(folder) / f"t{number}-{size_px}-{scan}-{x}-{y}.jpg"
         Image.fromarray(scans[scan][y : y + size_px, x : x + size_px]).save(path, quality=85)
         row = dict(path=str(path), patient=patient, slide=slide, x=x * scale, y=y * scale)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        rows.append(row | dict(label=label, sha256=digest))
+        found = _check_image(path, size_px)
+        rows.append(row | dict(label=label, sha256=found["sha256"], pixels=found["pixels"]))
     names = pd.Index([f"t{number}" for number in range(len(rows))], name="tile")
     return pd.DataFrame(rows, names).astype(dict(x=float, y=float))

@@ -90,40 +90,77 @@ def open_image(
         return None, f"damaged picture ({type(e).__name__})"
 
 # %% ../../nbs/data/01_images.ipynb #4e7ca377
+_UNUSABLE_FIX = "fetch the tile again or take it out of the folder"
+
+
+def _read_recorded(
+    path: str | Path,  # an image file
+    sha256: str,  # digest that was recorded for it, 64 hexadecimal digits
+) -> BinaryIO:  # its bytes
+    "Return the bytes of a file; raise `InputError` where they are not the recorded ones."
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        name = type(e).__name__
+        reason = "no file" if isinstance(e, FileNotFoundError) else f"cannot be read ({name})"
+        raise InputError(f"{path}: {reason}; {_UNUSABLE_FIX}") from e
+    if hashlib.sha256(data).hexdigest() != sha256:
+        fix = "put the old file back, or read the tiles again (for a run: into a new folder)"
+        raise InputError(f"{path}: changed since the table of tiles was made; {fix}")
+    return io.BytesIO(data)
+
+
 def read_tile(
     path: str | Path,  # an image file
     size_px: int | None = None,  # side to which it is reduced, pixels; None or 0 for its full size
+    sha256: str | None = None,  # digest that the file must have; None or empty for any
 ) -> np.ndarray:  # (height, width, 3) or (size_px, size_px, 3), uint8
-    "Return the pixels of a tile; raise `InputError` where the file is not a good 8-bit RGB image."
-    image, reason = open_image(path, min_size_px=size_px or None)
+    "Return the pixels of a tile; raise `InputError` for a file that is no good 8-bit RGB image, or another."
+    file = _read_recorded(path, sha256) if sha256 else path
+    image, reason = open_image(file, min_size_px=size_px or None)
     if image is None:
-        fix = "fetch the tile again or take it out of the folder"
-        raise InputError(f"{path}: {reason}; {fix}")
+        raise InputError(f"{path}: {reason}; {_UNUSABLE_FIX}")
     if not size_px:
         return np.asarray(image)
     while min(image.size) >= 2 * size_px:  # PNG and TIFF, which were decoded at full size
         image = image.reduce(2)
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
 
+# %% ../../nbs/data/01_images.ipynb #px200001
+_ROWS_AT_ONCE = 128  # of an image, hashed together
+
+
+def _digest_pixels(
+    image: Image.Image,  # decoded, RGB
+) -> str:  # 64 hexadecimal digits
+    "Return the SHA-256 of an image's size, such as `1024x768` (height first), and its RGB bytes."
+    digest = hashlib.sha256(f"{image.height}x{image.width}".encode())
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        bottom = min(top + _ROWS_AT_ONCE, image.height)
+        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
+    return digest.hexdigest()
+
 # %% ../../nbs/data/01_images.ipynb #8d55c477
 def _check_image(
     path: Path,  # a tile
     tile_size: int,  # side that it must have, pixels
-) -> dict[str, str]:  # `sha256`, and `reason`, which is empty where the file is good
-    "Decode one file and say what is wrong with it."
+) -> dict[str, str]:  # `sha256`; `pixels`, empty where the file is bad; `reason`, empty where it is good
+    "Decode one file, say what is wrong with it, and return the digests of its bytes and pixels."
     data = path.read_bytes()
-    reason = open_image(io.BytesIO(data), tile_size)[1] if data else "empty file"
-    return dict(sha256=hashlib.sha256(data).hexdigest(), reason=reason)
+    image, reason = open_image(io.BytesIO(data), tile_size) if data else (None, "empty file")
+    pixels = _digest_pixels(image) if image else ""
+    return dict(sha256=hashlib.sha256(data).hexdigest(), pixels=pixels, reason=reason)
 
 
 def _check_images(
     files: pd.Series,  # paths, indexed by tile
     tile_size: int,  # side that every tile must have, pixels
     n_jobs: int | None = None,  # threads; None for one per core
-) -> pd.DataFrame:  # `sha256` and `reason`, same index
+) -> pd.DataFrame:  # `sha256`, `pixels` and `reason`, same index
     "Decode every file once, in parallel."
     parallel = joblib.Parallel(n_jobs=n_jobs or -1, prefer="threads", return_as="generator")
     checks = parallel(joblib.delayed(_check_image)(path, tile_size) for path in files)
     # disable=None: no progress bar without a terminal
     rows = list(tqdm(checks, "checking tiles", len(files), disable=None))
-    return pd.DataFrame(rows, index=files.index, columns=["sha256", "reason"], dtype=str)
+    columns = ["sha256", "pixels", "reason"]
+    return pd.DataFrame(rows, index=files.index, columns=columns, dtype=str)

@@ -6,6 +6,7 @@
 __all__ = ['read_tiles_ahead', 'load_resized_tiles']
 
 # %% ../../nbs/data/05_pixels.ipynb #bbebe26b
+import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,22 +24,24 @@ def read_tiles_ahead(
     paths: Iterable[str | Path],  # of tiles
     size_px: int,  # side to which each tile is reduced, pixels
     n_ahead: int = 32,  # maximum number of tiles that are read ahead
+    sha256: Iterable[str] | None = None,  # digests that the files must have; None for any
 ) -> Iterator[np.ndarray]:  # (size_px, size_px, 3) uint8 each, in order
-    "Read tiles in threads, ahead of the caller; raise `InputError` at a tile that cannot be read."
+    "Read tiles in threads, ahead of the caller; raise `InputError` at one that is unreadable or changed."
     parallel = joblib.Parallel(-1, prefer="threads", return_as="generator", pre_dispatch=n_ahead)
-    yield from parallel(joblib.delayed(read_tile)(path, size_px) for path in paths)
+    files = zip(paths, itertools.repeat("") if sha256 is None else sha256)
+    yield from parallel(joblib.delayed(read_tile)(path, size_px, digest) for path, digest in files)
 
 # %% ../../nbs/data/05_pixels.ipynb #48a730ac
 _PIXELS_VERSION = 1
 
 
 def _read_resized(
-    tiles: pd.DataFrame,  # with `path`
+    tiles: pd.DataFrame,  # with `path` and `sha256`
     size_px: int,  # side to which each tile is reduced, pixels
 ) -> np.ndarray:  # (tiles, size_px, size_px, 3) uint8
     "Read tiles into one array."
     resized = np.empty((len(tiles), size_px, size_px, 3), np.uint8)
-    pixels = read_tiles_ahead(tiles.path, size_px)
+    pixels = read_tiles_ahead(tiles.path, size_px, sha256=tiles.sha256)
     for i, one in enumerate(tqdm(pixels, "reading tiles", len(tiles), disable=None)):
         resized[i] = one
     return resized
@@ -49,7 +52,7 @@ def load_resized_tiles(
     size_px: int,  # side to which each tile is reduced, pixels
     cache_dir: str | Path | None = None,  # folder shared by runs; None keeps the tiles in memory
 ) -> TileArrays:  # of (size_px, size_px, 3) uint8
-    "Return every tile at a smaller size, decoded once; raise `InputError` for an unreadable tile."
+    "Return every tile at a smaller size, decoded once; raise `InputError` for one unreadable or changed."
     settings = dict(what="pixels", version=_PIXELS_VERSION, side=size_px)
     compute = partial(_read_resized, size_px=size_px)
     return compute_array_rows(cache_dir, settings, tiles, compute, block=64)

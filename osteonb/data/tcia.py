@@ -279,7 +279,7 @@ def _match_images(
     table: pd.DataFrame,  # of `_read_release_table`
     tile_size: int,  # side that every tile must have, pixels
     n_jobs: int | None,  # threads that decode; None for one a core
-) -> tuple[pd.DataFrame, pd.Series]:  # `path, file, sha256, reason` by row; files without a row
+) -> tuple[pd.DataFrame, pd.Series]:  # `path, file, sha256, pixels, reason`; files without a row
     "Find and decode the image of each row; the reason is empty where the image is good."
     files = _find_tile_files(root)
     both = table.index.intersection(files.index, sort=False)
@@ -291,15 +291,18 @@ def _match_images(
     found = _check_images(files[both], tile_size, n_jobs).reindex(table.index)
     found["reason"] = found.reason.where(table.index.isin(both), "no file")
     found = found.assign(path=paths.reindex(table.index), file=names.reindex(table.index))
-    return found[["path", "file", "sha256", "reason"]], names.drop(both)
+    return found[["path", "file", "sha256", "pixels", "reason"]], names.drop(both)
 
 # %% ../../nbs/data/02_tcia.ipynb #284baa6b
 def _row_digests(
     table: pd.DataFrame,  # of `_read_release_table`
 ) -> pd.Series:  # 64 hexadecimal digits each, same index
-    "Return the SHA-256 of each row's features."
+    "Return the SHA-256 of each row's features, or of its name where there are none."
     values = table.filter(like="tcia_").to_numpy(np.float64)
-    digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in values]
+    digests = []
+    for tile, row in zip(table.index, values):
+        content = tile.encode() if np.isnan(row).all() else row.tobytes()
+        digests.append(hashlib.sha256(content).hexdigest())
     return pd.Series(digests, table.index, dtype=str)
 
 # %% ../../nbs/data/02_tcia.ipynb #70e164c2
@@ -307,9 +310,10 @@ def _rows_without_images(
     root: Path,  # the folder in which the release was unpacked
     table: pd.DataFrame,  # of `_read_release_table`
     find_files: bool,  # whether the images that there are get their path and digest
-) -> pd.DataFrame:  # `path, file, sha256, reason` by row; the path of an absent image is empty
+) -> pd.DataFrame:  # `path, file, sha256, pixels, reason`; the path of an absent image is empty
     "Take every row as it is, and decode nothing."
-    found = pd.DataFrame(dict(path="", file=None, sha256=_row_digests(table), reason=""))
+    digests = _row_digests(table)
+    found = pd.DataFrame(dict(path="", file=None, sha256=digests, pixels=digests, reason=""))
     files = _find_tile_files(root) if find_files else pd.Series(dtype=object)
     for tile, path in files[files.index.isin(table.index)].items():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -332,7 +336,7 @@ _RELEASE_TILE_UM = 1024  # side of a tile of the release, real or synthetic: 102
 def _separate_excluded(
     source: Path,  # what was read, for messages
     table: pd.DataFrame,  # by tile: `patient, slide, x, y, label`, and features of the source
-    found: pd.DataFrame,  # `path, file, sha256, reason`, same index
+    found: pd.DataFrame,  # `path, file, sha256, pixels, reason`, same index
     unlisted: pd.Series,  # files without a row, indexed by tile
     mixed_label: str,  # what mixed tiles count as: `non-viable`, `viable`, or `drop`
     cohort: str,  # `TCIA`, `synthetic` or `own`
@@ -354,8 +358,9 @@ def _separate_excluded(
     tiles.insert(0, "path", found.path[tiles.index])
     tiles.insert(6, "cohort", cohort)
     tiles.insert(7, "sha256", found.sha256[tiles.index])
-    tiles.insert(8, "mixed", mixed)
-    tiles.insert(9, "mpp", pd.Series(mpp, table.index, dtype=float)[tiles.index])
+    tiles.insert(8, "pixels", found.pixels[tiles.index])
+    tiles.insert(9, "mixed", mixed)
+    tiles.insert(10, "mpp", pd.Series(mpp, table.index, dtype=float)[tiles.index])
     return tiles, excluded.rename_axis("tile")
 
 # %% ../../nbs/data/02_tcia.ipynb #d7705fea
@@ -369,8 +374,8 @@ def _read_release(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # tiles and exclusions, both indexed by tile
     """Read a TCIA release into a table of tiles and a table of exclusions.
 
-    Tiles have the columns `path, patient, slide, x, y, label, cohort, sha256, mixed, mpp, tcia_…`,
-    exclusions `label, reason, file`. Raises `InputError` where the table or the folder cannot be used.
+    Tiles have the columns `path, patient, slide, x, y, label, cohort, sha256, pixels, mixed, mpp,
+    tcia_…`, exclusions `label, reason, file`. Raises `InputError` where the table or the folder cannot be used.
     """
     _check_mixed_label(mixed_label)
     root = Path(root)

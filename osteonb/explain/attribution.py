@@ -121,7 +121,7 @@ class _EndToEndModel(nn.Module):
 # %% ../../nbs/explain/01_attribution.ipynb #a7e6e9ad
 def _model_inputs(
     trained: TrainedModel,
-    tile: pd.Series,  # a row of tiles, with `path`, and the tile's name as its name
+    tile: pd.Series,  # a row of tiles, with `path` and `sha256`, and the tile's name as its name
     features: pd.DataFrame | None = None,  # radiomics of this tile (and others)
 ) -> tuple[Tensor | None, Tensor | None]:  # (1, 3, S, S) and (1, n_radiomics); None where unused
     "Return the image and the z-scores of one tile."
@@ -129,7 +129,7 @@ def _model_inputs(
     image = radiomics = None
     if model.modality != "radiomics":
         side = PatchGrid.of_tiles(trained.config, pd.DataFrame([tile])).side_px
-        pixels = torch.tensor(read_tile(tile.path, side))  # (S, S, 3)
+        pixels = torch.tensor(read_tile(tile.path, side, tile.sha256))  # (S, S, 3)
         image = pixels.permute(2, 0, 1)[None] / 255
     if model.modality != "image":
         radiomics = torch.tensor(trained.scaler(features.loc[[tile.name]]))

@@ -113,10 +113,10 @@ _MAX_IMAGE_PX = 512
 
 
 def _read_small_tile(
-    path: str,  # of a tile
+    tile: pd.Series,  # a row of tiles, with `path` and `sha256`
 ) -> np.ndarray:  # (H, W, 3) uint8, at most `_MAX_IMAGE_PX` a side
     "Read a tile at a size that fits a page."
-    rgb = read_tile(path)
+    rgb = read_tile(tile.path, sha256=tile.sha256)
     if len(rgb) <= _MAX_IMAGE_PX:
         return rgb
     size = (_MAX_IMAGE_PX, _MAX_IMAGE_PX)
@@ -150,7 +150,7 @@ def _explain(
         with torch.no_grad():
             embedding = model.embed(image)
         table = _feature_table(trained, model, embedding, radiomics, features.loc[tile.name])
-    rgb = _read_small_tile(tile.path) if needs_images(config) else None
+    rgb = _read_small_tile(tile) if needs_images(config) else None
     return _Explanation(tile, prediction, rgb, maps, patch_weights, table, missing)
 
 # %% ../../nbs/explain/05_figures.ipynb #a20c4c05

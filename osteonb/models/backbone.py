@@ -142,6 +142,7 @@ class Backbone(nn.Module):
         image_size: int = 224,  # side of the images it will be given, pixels
     ) -> None:
         super().__init__()
+        self.name = name
         self.body = _create_body(name, weights)
         self.width = _embedding_width(self.body, name, image_size)
         self.body.to(memory_format=torch.channels_last)

@@ -6,8 +6,10 @@
 __all__ = ['best_device', 'compute_embeddings', 'embed_tiles']
 
 # %% ../../nbs/models/05_embedding.ipynb #26d075b4
+import functools
 import itertools
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from ..core.cache import TileArrays, compute_array_rows
 from ..core.config import Config
 from ..data.pixels import read_tiles_ahead
 from .augment import _eight_orientations
+from .backbone import _OFFLINE_BACKBONES
 from .patches import _cut_patches, _patch_starts, _reduced_side_px
 
 # %% ../../nbs/models/05_embedding.ipynb #b77c9841
@@ -49,10 +52,27 @@ def _view_patches(
     patches = _cut_patches(turned.flatten(0, 1), patch_size)
     return patches.unflatten(0, turned.shape[:2]).transpose(0, 1)
 
+# %% ../../nbs/models/05_embedding.ipynb #bf200001
+def _computes_bf16() -> bool:
+    "Return whether the processor has instructions for `bf16`; True where torch cannot tell."
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+@functools.cache
+def _warn_of_slow_bf16() -> None:
+    "Warn, once in a process, where the processor only imitates `bf16`."
+    if not _computes_bf16():
+        advice = "choose --set precision=fp32, or precision=auto, which measures"
+        text = "precision=bf16: this processor has no bf16 instructions, and fp32 is faster"
+        warnings.warn(f"{text}; {advice}", stacklevel=3)
+
 # %% ../../nbs/models/05_embedding.ipynb #bc187137
 @torch.inference_mode()
 def compute_embeddings(
-    tiles: pd.DataFrame,  # with `path`
+    tiles: pd.DataFrame,  # with `path`, and `sha256` where files are to be compared with it
     backbone: nn.Module,  # (B, 3, s, s) bytes -> (B, width)
     image_size: int,  # side to which a tile is reduced, pixels
     batch_size: int,  # images at a time
@@ -60,13 +80,15 @@ def compute_embeddings(
     views: int = 1,  # 1, or 8 orientations
     patch_size: int = 0,  # side of the patches of a reduced tile, pixels; 0 for the whole tile
 ) -> np.ndarray:  # (tiles, views, P, width), float32
-    "Pass every patch of every tile through the backbone."
+    "Pass every patch of every tile through the backbone; raise `InputError` for a file that changed."
     device = best_device()
+    if precision == "bf16" and device.type == "cpu":
+        _warn_of_slow_bf16()
     backbone = backbone.eval().to(device)
     n_patches = len(_patch_starts(image_size, patch_size)) ** 2
     n = max(1, batch_size // (views * n_patches))  # tiles at a time
     n_parts = -(-n * views * n_patches // batch_size)  # batches of about one size
-    pixels = read_tiles_ahead(tiles.path, image_size, 2 * batch_size)
+    pixels = read_tiles_ahead(tiles.path, image_size, 2 * batch_size, tiles.get("sha256"))
     rows = []
     for _ in tqdm(range(0, len(tiles), n), "embedding tiles", unit="batch", disable=None):
         some = list(itertools.islice(pixels, n))
@@ -80,6 +102,16 @@ def compute_embeddings(
 
 # %% ../../nbs/models/05_embedding.ipynb #c322592e
 _EMBEDDING_VERSION = 3  # raise it when the way from file to embedding changes
+
+
+def _name_backbone(
+    backbone: nn.Module,  # has a `digest`, and a `name` where timm made it
+) -> dict[str, str]:  # settings of the cache
+    "Return what tells a backbone from others: its weights, and its architecture around them."
+    settings = dict(what="embedding", version=_EMBEDDING_VERSION, backbone=backbone.digest)
+    name = getattr(backbone, "name", "")
+    # the packaged ones have tensors of different shapes, and embeddings of before have no name
+    return settings if not name or name in _OFFLINE_BACKBONES else settings | dict(name=name)
 
 
 def embed_tiles(
@@ -108,7 +140,7 @@ def embed_tiles(
 
     settings = {}
     if cache_dir is not None:  # a digest takes time
-        settings = dict(what="embedding", version=_EMBEDDING_VERSION, backbone=backbone.digest)
+        settings = _name_backbone(backbone)
     return compute_array_rows(cache_dir, settings | how, tiles, compute)
 
 

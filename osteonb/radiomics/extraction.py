@@ -121,10 +121,12 @@ def _extract_tile(
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
     mpp: float | None = _RELEASE_MPP,  # µm per pixel; nuclei need it
+    sha256: str = "",  # digest that the file must have; empty for any
 ) -> list[float]:  # the values of all groups, in their order; NaN where a mask has no features
     "Return the features of one tile, or raise an error that names it."
     try:
-        return _measure_tile(read_tile(path), groups, bin_width, engine, mpp)
+        rgb = read_tile(path, sha256=sha256)
+        return _measure_tile(rgb, groups, bin_width, engine, mpp)
     except InputError as e:
         raise InputError(f"tile {tile}: {e}") from e
     except Exception as e:
@@ -164,7 +166,7 @@ def _choose_n_jobs(
 
 # %% ../../nbs/radiomics/18_extraction.ipynb #49e94dc9
 def _extract_tiles(
-    tiles: pd.DataFrame,  # indexed by tile, with `path`
+    tiles: pd.DataFrame,  # indexed by tile, with `path` and `sha256`
     groups: list[tuple[str, str, str]],  # (channel, mask, class), as of `_feature_groups`
     bin_width: float = 5,  # gray levels in a bin, above 0
     engine: str = "exact",  # of `ENGINES`
@@ -177,8 +179,8 @@ def _extract_tiles(
     extract_here = joblib.delayed(run_in_directory)
     settings = (groups, bin_width, engine, mpp)
     work = (
-        extract_here(os.getcwd(), _extract_tile, tile, path, *settings)
-        for tile, path in tiles.path.items()
+        extract_here(os.getcwd(), _extract_tile, tile, path, *settings, digest)
+        for tile, path, digest in zip(tiles.index, tiles.path, tiles.sha256)
     )
     rows = []
     for row in parallel(work):
@@ -285,7 +287,7 @@ def _reason_undefined(
 
 def undefined_features(
     features: pd.DataFrame,  # from `extract`
-    tiles: pd.DataFrame,  # the same tiles, with `path`
+    tiles: pd.DataFrame,  # the same tiles, with `path` and `sha256`
     mpp: float | None = _RELEASE_MPP,  # µm per pixel, as for `extract`
 ) -> pd.DataFrame:  # a row for each tile and group; columns channel, mask, class, lacking, reason
     "Return the tiles that have undefined features, with their number (lacking) and reason."
@@ -295,7 +297,8 @@ def undefined_features(
         columns = features.filter(regex=f"^{'_'.join(group)}_")
         n_undefined = columns.isna().sum(axis=1)
         for tile, number in n_undefined[n_undefined > 0].items():
-            region = _compute_mask(read_tile(tiles.path[tile]), mask, mpp)
+            rgb = read_tile(tiles.path[tile], sha256=tiles.sha256[tile])
+            region = _compute_mask(rgb, mask, mpp)
             reason = _reason_undefined(region, name)
             rows.append((tile, channel, mask, name, number, reason))
     columns = ["tile", "channel", "mask", "class", "lacking", "reason"]

@@ -21,13 +21,13 @@ from ..reports.model_card import write_model_card
 from .similarity import _distributions_to_bytes, _fit_training_distribution
 
 # %% ../../nbs/slides/11_shipped_model.ipynb #sp000007
-_DIGEST_DIGITS = 16  # 8 bytes: two of a million tiles share them with probability 3e-8
+_DIGEST_DIGITS = 16  # 8 bytes, as many as are compared
 
 
 def _kept_of_tiles(
-    tiles: pd.DataFrame,  # of a run, with `sha256`
+    tiles: pd.DataFrame,  # of a run, with `sha256` and `pixels`
     folds: pd.DataFrame,  # of the run: `fold`, `part`
-) -> pd.DataFrame:  # indexed by digest, sorted: `fold, part, mpp, cohort`
+) -> pd.DataFrame:  # indexed by digest, sorted: `fold, part, mpp, cohort, pixels`
     "Return what is passed on of tiles; raise `InputError` for tiles without an image."
     digests = tiles.sha256.astype(str).str[:_DIGEST_DIGITS]
     if (digests.str.len() < _DIGEST_DIGITS).any():
@@ -36,7 +36,8 @@ def _kept_of_tiles(
         )
     kept = folds.loc[tiles.index, ["fold", "part"]]
     mpp = tiles.mpp if "mpp" in tiles else float("nan")
-    kept = kept.assign(mpp=mpp, cohort=tiles.cohort).set_axis(digests)
+    pixels = tiles.pixels.str[:_DIGEST_DIGITS] if "pixels" in tiles else ""  # runs of before
+    kept = kept.assign(mpp=mpp, cohort=tiles.cohort, pixels=pixels).set_axis(digests)
     kept = kept.assign(unseen=kept.part != "train").sort_values("unseen", kind="stable")
     kept = kept[~kept.index.duplicated()]  # of two copies, the one that was trained on
     return kept.drop(columns="unseen").sort_index().rename_axis("digest")

@@ -78,17 +78,19 @@ def _measure_appearance(
 # %% ../../nbs/slides/03_similarity.ipynb #f2f6c0b1
 def _read_appearance(
     path: str | Path | io.BytesIO,  # of a tile
+    sha256: str = "",  # that the file must have; "" for any
 ) -> list[float]:  # values of `_APPEARANCE_NAMES`
-    "Measure stain and sharpness of a tile's file."
-    return _measure_appearance(read_tile(path))
+    "Measure stain and sharpness of a tile's file; raise `InputError` where it has changed."
+    return _measure_appearance(read_tile(path, sha256=sha256))
 
 
 def _measure_appearances(
-    tiles: pd.DataFrame,  # with `path`
+    tiles: pd.DataFrame,  # with `path`, and `sha256` where the file must have it
     n_jobs: int = 1,  # threads
 ) -> pd.DataFrame:  # same index, columns `_APPEARANCE_NAMES`
     "Measure stain and sharpness of many tiles."
-    work = (joblib.delayed(_read_appearance)(path) for path in tiles.path)
+    digests = tiles.get("sha256", pd.Series("", tiles.index))
+    work = (joblib.delayed(_read_appearance)(*both) for both in zip(tiles.path, digests))
     rows = joblib.Parallel(n_jobs, prefer="threads")(work)
     return pd.DataFrame(rows, tiles.index, list(_APPEARANCE_NAMES))
 
