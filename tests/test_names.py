@@ -34,7 +34,7 @@ def test_a_list(listed):
 def test_a_grid(listed, tmp_path):
     "Its tables and its page name every patient, and no cell of a table would run in a spreadsheet."
     file, names = listed
-    base = dict(tile_size=64, modality="radiomics", estimator="majority", feature_classes=["nuclei"])
+    base = dict(tile_size=64, modality="radiomics", estimator="majority", feature_classes=["firstorder"])
     variants = {"007": {}, "=1+1": dict(estimator="logistic")}
     grid = dict(seeds=[0], folds=2, base=base, reference="007", variants=variants)
     page = run_grid(tmp_path / "grid", grid, file, tmp_path / "cache", 1)
