@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
 
 from ..core.cache import compute_table_rows, default_cache_dir
 from ..core.config import Config
@@ -103,6 +104,7 @@ class _TrainingDistribution(NamedTuple):
     limit: float = np.nan  # distance that 1 % of left-out training tiles exceed
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # rounds alike with any number of threads
 def _mahalanobis_distance(
     values: np.ndarray,  # (tiles, d)
     training: _TrainingDistribution,
@@ -126,6 +128,7 @@ def _estimate_distribution(
     return _TrainingDistribution(values.mean(axis=0), axes @ np.linalg.cholesky(precision))
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _fit_distribution(
     values: np.ndarray,  # (tiles, d), of training tiles
     slides: pd.Series,  # the slide of each tile
