@@ -108,8 +108,9 @@ def _record_difference(
     "Name the first difference between two records."
     for name in settings | begun:
         if begun.get(name) != settings.get(name):
-            if name in _DIGESTED and name in begun:
-                return f"{_DIGESTED[name]} changed since"
+            if name in _DIGESTED:
+                change = "changed since" if name in begun else "was not recorded by an older version"
+                return f"{_DIGESTED[name]} {change}"
             return f"{name}: {begun.get(name)!r} there, {settings.get(name)!r} now"
     return ""
 
