@@ -61,7 +61,7 @@ def _experiment(
     device: _Device = "auto",
     n_jobs: _Jobs = None,
     redo: Annotated[
-        bool, typer.Option("--redo", help="Begin anew where the folder holds a grid of other tiles.")
+        bool, typer.Option("--redo", help="Begin anew where the folder has other tiles.")
     ] = False,
 ) -> None:
     "Run variants × splits × folds × seeds; write their tables and one report."

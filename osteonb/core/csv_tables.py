@@ -16,7 +16,8 @@ import pandas as pd
 # %% ../../nbs/core/11_csv_tables.ipynb #630ef929
 _NAMES = ("tile", "patient", "slide", "scan", "group", "fold", "variant", "name", "file")
 _PAIRED_NAMES = tuple(f"{name}_{side}" for name in _NAMES for side in "ab")
-_TEXT_COLUMNS = (*_NAMES, *_PAIRED_NAMES, "split", "label", "path", "sha256", "pixels", "digest", "cohort")
+_OTHER_TEXT = ("split", "label", "path", "sha256", "pixels", "digest", "cohort")
+_TEXT_COLUMNS = (*_NAMES, *_PAIRED_NAMES, *_OTHER_TEXT)
 
 # %% ../../nbs/core/11_csv_tables.ipynb #a3a6796b
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")

@@ -109,7 +109,8 @@ def _record_difference(
     for name in settings | begun:
         if begun.get(name) != settings.get(name):
             if name in _DIGESTED:
-                change = "changed since" if name in begun else "was not recorded by an older version"
+                old = "was not recorded by an older version"
+                change = "changed since" if name in begun else old
                 return f"{_DIGESTED[name]} {change}"
             return f"{name}: {begun.get(name)!r} there, {settings.get(name)!r} now"
     return ""

@@ -90,8 +90,8 @@ def _write_files(
     target.write("trained_on", _kept_of_tiles(tiles, folds))
     usual = _fit_training_distribution(run, trained, cache_dir)
     if missing := [name for name in _expected_measures(trained.config) if name not in usual]:
-        effect = f"slides could not be compared with them by {', '.join(missing)}"
-        raise InputError(f"{run.path}: its training tiles cannot be read, and {effect}; put them back")
+        effect = f"slides could not be compared by {', '.join(missing)}; put them back"
+        raise InputError(f"{run.path}: its training tiles cannot be read, and {effect}")
     target.write("similarity", _distributions_to_bytes(usual))
     if predictions is not None:
         fold = folds.fold.iloc[0]
