@@ -23,6 +23,7 @@ from osteonb.cli.app import (
     _print_table,
     _use_device,
 )
+from .cluster import _Dask
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/cli/04_grid_commands.ipynb #e0892e2f
@@ -60,6 +61,7 @@ def _experiment(
     cache: _Cache = None,
     device: _Device = "auto",
     n_jobs: _Jobs = None,
+    dask: _Dask = None,
 ) -> None:
     "Run variants × splits × folds × seeds; write their tables and one report."
     _use_device(device)

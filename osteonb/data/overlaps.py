@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import InputError, abbreviate
-from .comparison import _shows_same_pixels
+from .comparison import _MAX_COPIES, _link_copies, _shows_same_pixels
 from .copies import _has_image, _load_thumbnails
 from .landmarks import _GRID_SIDE, _find_similar_pairs
 from osteonb.data.positions import (
@@ -25,6 +25,7 @@ from osteonb.data.positions import (
     _link_places,
     _near_pairs,
     _near_pairs_within,
+    _number_copies,
     _shared_area,
 )
 from .splits import _PART_NAMES, _check_folds
@@ -92,12 +93,19 @@ def _candidate_pairs(
 ) -> np.ndarray:  # (n, 2) positions i < j in the table, sorted
     "Find the pairs of tiles that can show the same place, at most in proportion to the tiles."
     corners = tiles[["x", "y"]].to_numpy(float)
-    if _count_near_pairs(corners, footprint) <= _MAX_PAIRS_PER_TILE * len(tiles):
-        return _near_pairs(corners, footprint)
+    numbers = _number_copies(tiles)
+    copies = _link_copies(numbers)
+    few = np.flatnonzero(pd.Series(numbers).groupby(numbers).cumcount() < _MAX_COPIES)
+    if _count_near_pairs(corners[few], footprint) <= _MAX_PAIRS_PER_TILE * len(few):
+        near = few[_near_pairs(corners[few], footprint)]
+        return np.unique(np.concatenate([near, copies]), axis=0)
     with_image = tiles[_has_image(tiles)]
     slides = with_image.slide.to_numpy(object)[_link_places(with_image, footprint, cache_dir)]
     joined = _join_names(sorted(set(tiles.slide)), slides.tolist())
-    return _near_pairs_within(corners, tiles.slide.map(joined).to_numpy(), footprint)
+    parts = tiles.slide.map(joined).to_numpy()
+    near = few[_near_pairs_within(corners[few], parts[few], footprint)]
+    copies = copies[parts[copies[:, 0]] == parts[copies[:, 1]]]
+    return np.unique(np.concatenate([near, copies]), axis=0)
 
 # %% ../../nbs/data/10_overlaps.ipynb #f4644978
 def _compare_placed(

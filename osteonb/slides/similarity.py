@@ -88,7 +88,7 @@ def _measure_appearances(
 ) -> pd.DataFrame:  # same index, columns `_APPEARANCE_NAMES`
     "Measure stain and sharpness of many tiles."
     work = (joblib.delayed(_read_appearance)(path) for path in tiles.path)
-    rows = joblib.Parallel(n_jobs, prefer="threads")(work)
+    rows = joblib.Parallel(n_jobs, backend="threading")(work)
     return pd.DataFrame(rows, tiles.index, list(_APPEARANCE_NAMES))
 
 # %% ../../nbs/slides/03_similarity.ipynb #14e5ae9f

@@ -182,5 +182,5 @@ def _read_tiles(
     read = joblib.delayed(_read_one_tile)
     positions = places[["x", "y", "side"]].itertuples(index=False)
     work = (read(slide, *position, size_px) for position in positions)
-    tiles = joblib.Parallel(n_jobs, prefer="threads")(work)
+    tiles = joblib.Parallel(n_jobs, backend="threading")(work)
     return pd.DataFrame(tiles, index=places.index, columns=["path", "reason"])
