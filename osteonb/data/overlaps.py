@@ -57,8 +57,8 @@ def _find_shared(
     rows = []
     for fold, group in table.groupby("fold", sort=False):
         for column, (a, b) in itertools.product(["tile", *columns], pairs_of_parts):
-            in_a = set(group[column][group.part == a])
-            in_b = set(group[column][group.part == b])
+            in_a = set(group[column][group.part == a].tolist())
+            in_b = set(group[column][group.part == b].tolist())
             shared = sorted(in_a & in_b)
             if not shared:
                 continue
@@ -274,7 +274,8 @@ def _parts_by_tile(
 ) -> dict[str, dict[str, list[str]]]:  # tile -> fold -> its parts, of which a leak has several
     "List the parts that each tile is in."
     parts = {}
-    for tile, fold, part in zip(folds.index, folds.fold, folds.part):
+    columns = (folds.index.tolist(), folds.fold.tolist(), folds.part.tolist())
+    for tile, fold, part in zip(*columns):
         of_tile = parts.setdefault(tile, {})
         of_tile.setdefault(fold, []).append(part)
     return parts
@@ -306,6 +307,6 @@ def _separated_pairs(
     "Describe for each pair the folds in which its tiles are in different parts."
     parts = _parts_by_tile(folds)
     texts = []
-    for a, b in zip(pairs.tile_a, pairs.tile_b):
+    for a, b in zip(pairs.tile_a.tolist(), pairs.tile_b.tolist()):
         texts.append(_describe_separation(parts.get(a, {}), parts.get(b, {})))
     return pd.Series(texts, pairs.index, dtype=str)
