@@ -7,10 +7,12 @@
 Inception V3 from random weights, with the recipe's settings, is the control. On a GPU all of it takes at most
 `--minutes`: the trainings are done in order of their importance, and those for which no time is left are named.
 The first table has a row for each model, the second the tiles per second of embedding, training and predicting
-beside the bare network on the same device. `--out` writes both as CSV.
+beside the bare network on the same device. `--out` writes both as CSV, the first before the second is measured,
+and each with the device that it was computed on.
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -224,15 +226,29 @@ def measure_throughput(
     n: int,  # tiles for each step
     folder: Path,  # empty
 ) -> pd.DataFrame:  # a row for each backbone, size, step and way
-    "Time embedding, training and predicting beside the bare network."
+    "Time embedding, training and predicting beside the bare network, and print each step when it is done."
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("osteonb").setLevel("INFO")
     tables = []
     for number, own in enumerate(settings):
+        print(", ".join(f"{name} {value}" for name, value in own.items()), flush=True)
         config = configure("plain", pretrained_weights="none", **own)
         steps = ("embed", "train", "predict")
         table = run_benchmark(config, cohort.tiles, folder / str(number), n, steps)
         tables.append(table.reset_index().assign(**own))
     found = pd.concat(tables, ignore_index=True)
     return found.set_index(["backbone", "image_size", "step", "way"])
+
+
+def write(
+    table: pd.DataFrame,
+    folder: Path | None,  # of `--out`
+    name: str,  # of the file
+) -> None:
+    "Write a table with the device that it was computed on, where a folder is given."
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.assign(device=_device_name()).to_csv(folder / name)
 
 
 def read_changes(
@@ -281,20 +297,19 @@ def main() -> int:
     changes = read_changes(arguments.set)
     try:
         cohort = Cohort.read(data, 128 if arguments.small else 1024, cache_dir)
-        print(f"{_device_name()}: {len(cohort.tiles)} tiles read in {time.perf_counter() - start:.0f} s")
+        seconds = time.perf_counter() - start
+        print(f"{_device_name()}: {len(cohort.tiles)} tiles read in {seconds:.0f} s", flush=True)
         # the throughput has a minute of its own
         deadline = start + 60 * (arguments.minutes - 1)
         figures = run_models(models, cohort, changes, deadline)
+        print(figures.T.round(3).to_string(), flush=True)
+        write(figures.round(4), arguments.out, "finetuned.csv")
         throughput = measure_throughput(cohort, sizes, n, scratch)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    print(figures.T.round(3).to_string())
     print(throughput.round(2).to_string())
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        figures.round(4).to_csv(arguments.out / "finetuned.csv")
-        throughput.assign(device=_device_name()).round(3).to_csv(arguments.out / "throughput.csv")
+    write(throughput.round(3), arguments.out, "throughput.csv")
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes in all")
     return 0
 

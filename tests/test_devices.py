@@ -1,5 +1,5 @@
-"""A batch shared by two processes gives what one process gives."""
-import os, shutil, socket, subprocess, sys
+"""A batch shared by two processes gives what one process gives; every tensor moves with its module."""
+import hashlib, itertools, os, shutil, socket, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,19 @@ from osteonb.core.config import configure
 from osteonb.core.files import read_table
 from osteonb.core.labels import CLASSES
 from osteonb.synthetic.cohort import make_cohort
-from osteonb.models.training import fit
+from osteonb.models.backbone import Backbone
+from osteonb.models.fusion import _join_members, make_network
+from osteonb.models.loss import HierarchicalLoss
+from osteonb.models.scaling import fit_scaler
+from osteonb.models.training import Learner, fit
 
 
 def cohort(folder, n=40):
     "Tiles of noise, folds and features."
     rng = np.random.default_rng(0)
-    tiles = pd.DataFrame(dict(label=np.array(CLASSES)[np.arange(n) % 3], path=[str(folder/f"{i}.png") for i in range(n)], sha256=[f"{i:064x}" for i in range(n)]), index=[f"t{i}" for i in range(n)])
+    tiles = pd.DataFrame(dict(label=np.array(CLASSES)[np.arange(n) % 3], path=[str(folder/f"{i}.png") for i in range(n)]), index=[f"t{i}" for i in range(n)])
     for path in tiles.path: Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)).save(path)
+    tiles["sha256"] = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in tiles.path]
     folds = pd.DataFrame(dict(part=np.where(np.arange(n) % 4 == 0, "valid", "train")), index=tiles.index)
     return tiles, folds, pd.DataFrame(rng.normal(size=(n, 4)), tiles.index, list("abcd"))
 
@@ -70,3 +75,36 @@ def test_two_machines_give_what_one_gives(tmp_path):
     assert {p.name for p in (tmp_path/"two").iterdir()} == {p.name for p in (tmp_path/"one").iterdir()}
     alone = train("none", "num_nodes=2")
     assert "each of 2 machines has to start this command" in alone.communicate(timeout=60)[1] and alone.returncode == 1
+
+
+def still_here(module):
+    "Names of the tensors that stay on the processor when a module is moved to the device `meta`."
+    for name, part in module.to("meta").named_modules():
+        tensors = {key: value for key, value in vars(part).items() if isinstance(value, torch.Tensor)}
+        for key, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False), *tensors.items()]:
+            if value.device.type != "meta":
+                yield f"{type(part).__name__} {name}.{key}"
+        for key, value in vars(part).items():  # tensors that a module holds in a list or a dictionary of its own
+            values = value.values() if isinstance(value, dict) and not key.startswith("_") else value if isinstance(value, (list, tuple)) else ()
+            yield from (f"{type(part).__name__} {name}.{key}" for one in values if isinstance(one, torch.Tensor))
+
+
+def test_every_tensor_moves_with_its_module():
+    "Networks of every kind, and losses with every weighting: nothing is left on the processor."
+    features = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 4)), columns=list("abcd"))
+    scaler = fit_scaler(features, features.index)
+    kinds = itertools.product(("gate", "concat", "late"), ("mean", "attention"), ("hierarchical", "flat"), ("learned", "fixed", "kendall"))
+    for fusion, pooling, head, weighting in kinds:
+        config = configure("plain", backbone="test_resnet", pretrained_weights="none", image_size=32, freeze_backbone=False, fusion=fusion, pooling=pooling, head=head, task_weighting=weighting)
+        net = make_network(config, Backbone("test_resnet", "none", 32), scaler)
+        learner = Learner(net, HierarchicalLoss([1, 2, 3], head, weighting), config)
+        assert not list(still_here(learner)), list(still_here(learner))
+        batch = dict(image=torch.zeros(4, 3, 32, 32, dtype=torch.uint8), radiomics=torch.zeros(4, 4), target=torch.zeros(4).long())
+        batch = {name: values.to("meta") for name, values in batch.items()}
+        output = learner(batch)
+        losses = learner.loss.task_losses(output.logits, batch["target"])
+        assert learner.loss.balance(torch.stack(list(losses.values()))).device.type == "meta"
+    frozen = configure("plain", backbone="test_resnet", pretrained_weights="none", image_size=32)
+    members = _join_members([make_network(frozen, Backbone("test_resnet", "none", 32), scaler) for _ in range(2)])
+    assert not list(still_here(members))
+    assert {one.device.type for one in members(torch.zeros(3, 1, members.members[0].pool.width, device="meta"), torch.zeros(3, 4, device="meta")).logits.values()} == {"meta"}

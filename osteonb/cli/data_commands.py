@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import _Cache, _Jobs, _check_ending, _command, _jobs_option
+from .cluster import _Dask
 from ..core.errors import InputError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ def _features(
     ] = 100,
     cache: _Cache = None,
     n_jobs: _Jobs = None,
+    dask: _Dask = None,
 ) -> None:
     "Compute the radiomic features of every tile, resuming where it was interrupted; or of own regions."
     _check_source(data)

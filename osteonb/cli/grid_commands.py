@@ -23,6 +23,7 @@ from osteonb.cli.app import (
     _print_table,
     _use_device,
 )
+from .cluster import _Dask
 from ..core.errors import InputError, unknown_name_error
 
 # %% ../../nbs/cli/04_grid_commands.ipynb #e0892e2f
@@ -63,6 +64,7 @@ def _experiment(
     redo: Annotated[
         bool, typer.Option("--redo", help="Begin anew where the folder has other tiles.")
     ] = False,
+    dask: _Dask = None,
 ) -> None:
     "Run variants × splits × folds × seeds; write their tables and one report."
     _use_device(device)

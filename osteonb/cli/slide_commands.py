@@ -20,6 +20,7 @@ from osteonb.cli.app import (
     _print_table,
     _use_device,
 )
+from .cluster import _Dask
 from ..core.errors import InputError
 
 # %% ../../nbs/cli/06_slide_commands.ipynb #e5fe7fc1
@@ -150,6 +151,7 @@ def _slide(
     n_jobs: Annotated[
         int | None, _jobs_option("Slides, or threads for one slide; default one for each core.")
     ] = None,
+    dask: _Dask = None,
 ) -> None:
     "Estimate the necrosis ratio of a slide, or of a folder of slides and of their patients."
     _use_device(device)

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core.cache import compute_table_rows
 from ..core.errors import InputError
-from .images import _IMAGE_FORMATS
+from .images import _IMAGE_FORMATS, _read_recorded
 
 # %% ../../nbs/data/07_comparison.ipynb #49bf5b26
 def _crop_overlap(
@@ -81,10 +81,12 @@ def _shows_same_pixels(
 # %% ../../nbs/data/07_comparison.ipynb #1afd727b
 def _read_gray(
     path: str | Path,  # an image file
+    sha256: str = "",  # digest that the file must have; empty for any
 ) -> np.ndarray:  # (height, width), uint8
-    "Read the gray levels of a tile; raise `InputError` where the file cannot be read."
+    "Read the gray levels of a tile; raise `InputError` where it cannot be read or has changed."
+    file = _read_recorded(path, sha256) if sha256 else path
     try:
-        image = Image.open(path, formats=_IMAGE_FORMATS)
+        image = Image.open(file, formats=_IMAGE_FORMATS)
         image.draft("L", image.size)
         return np.asarray(image.convert("L"))
     except Exception as e:
@@ -97,14 +99,15 @@ _TILES_IN_MEMORY = 96  # of one thread
 
 def _compare_block(
     paths: np.ndarray,  # (n, 2) files of both tiles
+    digests: np.ndarray,  # (n, 2) that the files must have; empty for any
     offsets: np.ndarray,  # (n, 2) integers: dx and dy from the first to the second, tile pixels
 ) -> list[tuple[float, float]]:  # as `_correlate_overlap` returns them
     "Compare some pairs of tiles; `NaN` where the tiles differ in size."
     read = lru_cache(_TILES_IN_MEMORY)(_read_gray)
     found = []
-    for (path_a, path_b), (dx, dy) in zip(paths, offsets):
-        a = read(path_a)
-        b = read(path_b)
+    for (path_a, path_b), (sha_a, sha_b), (dx, dy) in zip(paths, digests, offsets):
+        a = read(path_a, sha_a)
+        b = read(path_b, sha_b)
         same_size = a.shape == b.shape
         crops = _crop_overlap(a, b, dx, dy)
         found.append(_correlate_overlap(*crops) if same_size else (np.nan, np.nan))
@@ -131,17 +134,19 @@ def _sort_by_place(
 
 
 def _compare_pairs(
-    tiles: pd.DataFrame,  # with `path`
+    tiles: pd.DataFrame,  # with `path`, perhaps `sha256`
     pairs: np.ndarray,  # (n, 2) positions in the table, neighbors one after the other
     offsets: np.ndarray,  # (n, 2) integers, tile pixels
 ) -> np.ndarray:  # (n, 2) correlations of gray levels and of details; `NaN` if unknown
     "Compare many pairs of tiles, in threads."
     paths = tiles.path.to_numpy(object)[pairs]
+    recorded = tiles.get("sha256", pd.Series("", tiles.index))
+    digests = recorded.to_numpy(object)[pairs]
     jobs = []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         block = slice(start, start + _PAIRS_AT_ONCE)
-        jobs.append(joblib.delayed(_compare_block)(paths[block], offsets[block]))
-    done = joblib.Parallel(n_jobs=-1, prefer="threads")(jobs)
+        jobs.append(joblib.delayed(_compare_block)(paths[block], digests[block], offsets[block]))
+    done = joblib.Parallel(n_jobs=-1, backend="threading")(jobs)
     return np.array(list(itertools.chain.from_iterable(done)), float).reshape(-1, 2)
 
 # %% ../../nbs/data/07_comparison.ipynb #bc79a27b
@@ -164,13 +169,13 @@ def _comparison_keys(
 
 
 def _compare_cached(
-    tiles: pd.DataFrame,  # with `path` and `sha256`
+    tiles: pd.DataFrame,  # with `path`, and `sha256` to know the same comparison again
     pairs: np.ndarray,  # (n, 2) positions in the table, neighbors one after the other
     offsets: np.ndarray,  # (n, 2) integers, tile pixels
     cache_dir: str | Path | None,  # folder shared by runs; None computes everything
 ) -> np.ndarray:  # (n, 2) as `_compare_pairs` returns them
-    "Look up the comparisons that are known; compute and store the others."
-    if cache_dir is None or not len(pairs):
+    "Look up the comparisons that are known; compute each of the others once, and store them."
+    if not len(pairs) or "sha256" not in tiles:
         return _compare_pairs(tiles, pairs, offsets)
     settings = dict(what="comparisons", version=_COMPARISON_VERSION)
     comparisons = _comparison_keys(tiles, pairs, offsets).to_frame("sha256")
@@ -179,5 +184,26 @@ def _compare_cached(
         values = _compare_pairs(tiles, pairs[some.index], offsets[some.index])
         return {"pairs": pd.DataFrame(values, some.index, _COMPARED_COLUMNS)}
 
+    if cache_dir is None:
+        distinct = comparisons.drop_duplicates("sha256")
+        values = compute(distinct, [])["pairs"].set_axis(distinct.sha256)
+        return values.loc[comparisons.sha256].to_numpy(float)
     rows = compute_table_rows(cache_dir, {"pairs": settings}, comparisons, compute, _PAIRS_TO_STORE)
     return rows["pairs"].to_numpy(float)
+
+# %% ../../nbs/data/07_comparison.ipynb #cop00002
+_MAX_COPIES = 8  # copies of one file with which each is paired
+
+
+def _link_copies(
+    codes: np.ndarray,  # (n,) the same number for copies
+) -> np.ndarray:  # (m, 2) positions i < j, sorted
+    "Pair each copy with at most `_MAX_COPIES` later ones."
+    order = np.argsort(codes, kind="stable")
+    ranked = codes[order]
+    pairs = [np.empty((0, 2), int)]
+    for step in range(1, _MAX_COPIES + 1):
+        equal = np.flatnonzero(ranked[step:] == ranked[:-step])
+        pairs.append(np.stack([order[equal], order[equal + step]], axis=1))
+    linked = np.concatenate(pairs)
+    return linked[np.lexsort(linked.T[::-1])]

@@ -16,6 +16,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from ..core.labels import CLASSES, TASKS, task_targets
 
@@ -61,6 +62,7 @@ def _assign_scans_to_folds(
     return tiles.scan.map(dict(zip(scans.scan, number))).to_numpy(int)
 
 # %% ../../nbs/data/12_confounding.ipynb #9aa1a45a
+@threadpool_limits.wrap(limits=1, user_api="blas")  # with more threads, LAPACK rounds differently
 def _recognize_group(
     tiles: pd.DataFrame,  # with `group`, `scan`; at least two groups with two scans each
     features: pd.DataFrame,  # numbers, same index; missing values become the median

@@ -16,6 +16,8 @@ from PIL import Image
 
 from ..core.cache import compute_table_rows
 from ..core.errors import InputError
+from .comparison import _link_copies
+from .images import _read_recorded
 from .landmarks import _GRID_SIDE, _find_similar_pairs, _gray_grid
 
 # %% ../../nbs/data/11_copies.ipynb #b37e60d3
@@ -86,9 +88,10 @@ _THUMBNAIL_SETTINGS = dict(what="thumbnails", side=_THUMBNAIL_PX, grid=_GRID_SID
 
 def _measure_file(
     path: str,  # of an image
+    sha256: str = "",  # digest that the file must have; empty for any
 ) -> dict[str, float | bytes]:  # its content, and its grid of gray levels as bytes
     "Read one image and measure it."
-    rgb = _load_thumbnail(path)
+    rgb = _load_thumbnail(_read_recorded(path, sha256) if sha256 else path)
     return _measure_content(rgb) | dict(grid=_gray_grid(rgb).tobytes())
 
 
@@ -102,13 +105,19 @@ def _load_thumbnails(
     columns = [*_CONTENT_COLUMNS, "grid"]
 
     def measure(some: pd.DataFrame, groups: list[str]) -> dict[str, pd.DataFrame]:
-        jobs = [joblib.delayed(_measure_file)(path) for path in some.get("path", [])]
-        rows = joblib.Parallel(n_jobs=n_jobs or -1, prefer="threads")(jobs)
+        digests = some.get("sha256", [""] * len(some))
+        files = zip(some.get("path", []), digests)
+        jobs = [joblib.delayed(_measure_file)(*file) for file in files]
+        rows = joblib.Parallel(n_jobs=n_jobs or -1, backend="threading")(jobs)
         return {group: pd.DataFrame(rows, some.index, columns) for group in groups}
 
     settings = dict(thumbnails=_THUMBNAIL_SETTINGS)
-    if cache_dir is None or chosen.empty:
+    if chosen.empty or (cache_dir is None and "sha256" not in chosen):
         measured = measure(chosen, list(settings))["thumbnails"]
+    elif cache_dir is None:
+        distinct = chosen.drop_duplicates("sha256")
+        measured = measure(distinct, list(settings))["thumbnails"].set_axis(distinct.sha256)
+        measured = measured.loc[chosen.sha256].set_axis(chosen.index)
     else:
         measured = compute_table_rows(cache_dir, settings, chosen, measure)["thumbnails"]
     grids = np.frombuffer(b"".join(measured.grid), np.uint8)
@@ -128,21 +137,14 @@ def _find_blank_tiles(
     return table.sort_values("entropy").rename_axis("tile")
 
 # %% ../../nbs/data/11_copies.ipynb #265a9115
-_MAX_LINKS = 8  # pairs of a tile with later copies of the same file
-
-
-def _find_exact_pairs(
-    tiles: pd.DataFrame,  # with `sha256`, where there are tiles
-) -> list[tuple[int, int]]:  # positions i < j
-    "Find pairs of tiles whose files are the same; each with at most `_MAX_LINKS` later ones."
-    pairs = []
-    if tiles.empty:  # also without the column `sha256`
-        return pairs
-    for positions in tiles.groupby("sha256").indices.values():
-        same = [int(position) for position in sorted(positions)]
-        for k, i in enumerate(same):
-            pairs += [(i, j) for j in same[k + 1 : k + 1 + _MAX_LINKS]]
-    return pairs
+def _content_digests(
+    tiles: pd.DataFrame,  # with `sha256`, perhaps `pixels`, where there are tiles
+) -> pd.Series:  # text, same index
+    "Return the digest of each tile's pixels, or of its file where that of the pixels is unknown."
+    files = tiles.get("sha256", pd.Series(dtype=str))
+    if "pixels" not in tiles:
+        return files
+    return tiles.pixels.where(tiles.pixels.fillna("") != "", files)
 
 
 def _find_near_duplicates(
@@ -152,13 +154,12 @@ def _find_near_duplicates(
 ) -> pd.DataFrame:  # `tile_a, tile_b, kind, share, correlation`; then `columns` for both
     "Find pairs of tiles that are copies, exact ones first, then those that share most."
     chosen = tiles[_has_image(tiles)]
-    exact = dict.fromkeys(_find_exact_pairs(chosen))  # in order, and quick to look up
-    rows = [(i, j, "exact", 1.0, 1.0) for i, j in exact]
-    digests = chosen.get("sha256", pd.Series(dtype=str)).to_numpy()
-    for row in _find_similar_pairs(grids).itertuples():
-        if digests[row.i] != digests[row.j]:
-            rows.append((row.i, row.j, "near", row.share, row.correlation))
-    found = pd.DataFrame(rows, columns=["i", "j", "kind", "share", "correlation"])
+    content = pd.factorize(_content_digests(chosen))[0]
+    exact = pd.DataFrame(_link_copies(content), columns=["i", "j"])
+    exact = exact.assign(kind="exact", share=1.0, correlation=1.0)
+    near = _find_similar_pairs(grids).assign(kind="near")
+    near = near[content[near.i.to_numpy(int)] != content[near.j.to_numpy(int)]]
+    found = pd.concat([exact.astype(object), near[list(exact)].astype(object)])
     found = found.astype(dict(i=int, j=int, share=float, correlation=float))
     found = found.sort_values(["kind", "share"], ascending=[True, False], kind="stable")
     a = chosen.iloc[found.i]

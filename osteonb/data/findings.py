@@ -223,7 +223,7 @@ def _copy_finding(
         return _finding(check, "not done", 0, "no tile has an image to compare")
     pairs = pairs[pairs.kind == kind]
     n_pairs = len(pairs)
-    similarity = "byte for byte the same" if kind == "exact" else "copies by their pixels"
+    similarity = "the same, pixel for pixel" if kind == "exact" else "copies by their pixels"
     verb = "is" if n_pairs < 2 else "are"
     text = f"{_count_noun(n_pairs, 'pair')} of tiles {verb} {similarity}"
     verdict = "fine"

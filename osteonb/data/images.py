@@ -158,7 +158,7 @@ def _check_images(
     n_jobs: int | None = None,  # threads; None for one per core
 ) -> pd.DataFrame:  # `sha256`, `pixels` and `reason`, same index
     "Decode every file once, in parallel."
-    parallel = joblib.Parallel(n_jobs=n_jobs or -1, prefer="threads", return_as="generator")
+    parallel = joblib.Parallel(n_jobs=n_jobs or -1, backend="threading", return_as="generator")
     checks = parallel(joblib.delayed(_check_image)(path, tile_size) for path in files)
     # disable=None: no progress bar without a terminal
     rows = list(tqdm(checks, "checking tiles", len(files), disable=None))

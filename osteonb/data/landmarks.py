@@ -7,7 +7,9 @@ __all__ = []
 
 # %% ../../nbs/data/09_landmarks.ipynb #08c341ff
 import functools
+import hashlib
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import joblib
@@ -16,6 +18,8 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
+
+from .comparison import _MAX_COPIES, _link_copies
 
 # %% ../../nbs/data/09_landmarks.ipynb #7bc8e3bd
 _GRID_SIDE = 128  # side of the grid on which tiles are compared, cells
@@ -230,11 +234,11 @@ def _match_landmarks(
 
 # %% ../../nbs/data/09_landmarks.ipynb #70be8cd8
 def _find_candidates(
-    grids: np.ndarray,  # (n, _GRID_SIDE, _GRID_SIDE), gray levels
+    grids: Sequence[np.ndarray],  # (_GRID_SIDE, _GRID_SIDE) each, gray levels
 ) -> pd.DataFrame:  # `i, j, votes, dy, dx, turn`; one row a pair, the offset with most votes
     "Propose pairs of tiles whose landmarks agree in an offset."
     find = joblib.delayed(_find_landmarks)
-    by_tile = joblib.Parallel(n_jobs=-1, prefer="threads")(find(grid) for grid in grids)
+    by_tile = joblib.Parallel(n_jobs=-1, backend="threading")(find(grid) for grid in grids)
     tile, marks = _join_landmarks(by_tile)
     turned = []
     for turn in range(len(_TURNS)):
@@ -284,16 +288,16 @@ def _best_offset(
     return max(tried)
 
 # %% ../../nbs/data/09_landmarks.ipynb #fb1b4d62
+_PAIR_COLUMNS = ["i", "j", "share", "correlation", "dy", "dx", "turn"]
 _TEXTURES_IN_MEMORY = 2000  # of 64 KB each
 
 
-def _find_similar_pairs(
-    grids: np.ndarray,  # (n, _GRID_SIDE, _GRID_SIDE), gray levels
-) -> pd.DataFrame:  # `i, j` (i < j), `share, correlation`, `dy, dx` (grid cells), `turn`
-    "Find pairs of tiles that show the same, shifted, turned, mirrored, paler or compressed again."
-    columns = ["i", "j", "share", "correlation", "dy", "dx", "turn"]
+def _compare_different(
+    grids: Sequence[np.ndarray],  # (_GRID_SIDE, _GRID_SIDE) each, gray levels; all different
+) -> pd.DataFrame:  # as `_find_similar_pairs` returns it
+    "Find pairs of different grids that show the same."
     if len(grids) < 2:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=_PAIR_COLUMNS)
 
     @functools.lru_cache(maxsize=_TEXTURES_IN_MEMORY)
     def texture(tile: int) -> np.ndarray:
@@ -309,4 +313,71 @@ def _find_similar_pairs(
         share = _share_of_tile(np.array([dy, dx]))
         if correlation >= _MIN_CORRELATION and share >= _MIN_SHARE:
             rows.append((row.i, row.j, share, correlation, dy, dx, row.turn))
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=_PAIR_COLUMNS)
+
+# %% ../../nbs/data/09_landmarks.ipynb #cpy00002
+def _number_grids(
+    grids: Sequence[np.ndarray],  # (_GRID_SIDE, _GRID_SIDE) each, gray levels
+) -> np.ndarray:  # (n,) the same number for the same grid, from 0 in the order of their first
+    "Number the grids that are different."
+    digests = [hashlib.sha256(np.ascontiguousarray(grid)).digest() for grid in grids]
+    return pd.factorize(np.array(digests, object))[0]
+
+
+def _pair_recognized(
+    grids: Sequence[np.ndarray],  # (_GRID_SIDE, _GRID_SIDE) each, gray levels
+    numbers: np.ndarray,  # of `_number_grids`
+) -> pd.DataFrame:  # as `_find_similar_pairs` returns it
+    "Pair the copies of grids that have landmarks enough for a claim."
+    pairs = _link_copies(numbers)
+    own = numbers[pairs[:, 0]]
+    known = {}
+    for number, first in zip(*np.unique(own, return_index=True)):
+        landmarks = _find_landmarks(grids[pairs[first, 0]])
+        known[number] = len(landmarks.position) >= _MIN_LANDMARKS
+    i, j = pairs[[known[number] for number in own]].reshape(-1, 2).T
+    return pd.DataFrame(dict(i=i, j=j, share=1.0, correlation=1.0, dy=0, dx=0, turn=0))
+
+# %% ../../nbs/data/09_landmarks.ipynb #cpy00006
+_OPPOSITE_TURNS = np.array([0, 3, 2, 1, 4, 5, 6, 7])  # undo those of `_TURNS`
+
+
+def _reverse_pairs(
+    pairs: pd.DataFrame,  # as `_find_similar_pairs` returns them
+) -> pd.DataFrame:  # the same, with the second tile first
+    "State how the first tile of each pair lies on the second."
+    turn = pairs.turn.to_numpy(int)
+    offset = pairs[["dy", "dx"]].to_numpy(int)
+    moved = -np.einsum("pr,prc->pc", offset, np.array(_TURNS)[turn])
+    swapped = dict(i=pairs.j, j=pairs.i, dy=moved[:, 0], dx=moved[:, 1])
+    return pairs.assign(**swapped, turn=_OPPOSITE_TURNS[turn])
+
+
+def _repeat_for_copies(
+    pairs: pd.DataFrame,  # of `_compare_different`
+    numbers: np.ndarray,  # of `_number_grids`
+) -> pd.DataFrame:  # as `_find_similar_pairs` returns it
+    "State what was found of two grids for the first `_MAX_COPIES` tiles of each."
+    tiles = pd.DataFrame(dict(number=numbers, tile=np.arange(len(numbers))))
+    tiles = tiles.groupby("number").head(_MAX_COPIES)
+    for side in ("i", "j"):
+        of_side = tiles.set_axis([side, "tile"], axis=1)
+        pairs = pairs.merge(of_side, on=side).drop(columns=side).rename(columns={"tile": side})
+    backwards = pairs.i > pairs.j
+    return pd.concat([pairs[~backwards], _reverse_pairs(pairs[backwards])])[_PAIR_COLUMNS]
+
+# %% ../../nbs/data/09_landmarks.ipynb #cpy00010
+def _find_similar_pairs(
+    grids: np.ndarray,  # (n, _GRID_SIDE, _GRID_SIDE), gray levels
+) -> pd.DataFrame:  # `i, j` (i < j), `share, correlation`, `dy, dx` (grid cells), `turn`
+    "Find pairs of tiles that show the same, shifted, turned, mirrored, paler or compressed again."
+    if len(grids) < 2:
+        return pd.DataFrame(columns=_PAIR_COLUMNS)
+    numbers = _number_grids(grids)
+    first = np.unique(numbers, return_index=True)[1]
+    different = _compare_different([grids[tile] for tile in first])
+    tables = [_repeat_for_copies(different, numbers), _pair_recognized(grids, numbers)]
+    tables = [table for table in tables if len(table)]
+    if not tables:
+        return pd.DataFrame(columns=_PAIR_COLUMNS)
+    return pd.concat(tables).sort_values(["i", "j"], ignore_index=True)

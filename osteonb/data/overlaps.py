@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import InputError, abbreviate
-from .comparison import _shows_same_pixels
+from .comparison import _MAX_COPIES, _link_copies, _shows_same_pixels
 from .copies import _has_image, _load_thumbnails
 from .landmarks import _GRID_SIDE, _find_similar_pairs
 from osteonb.data.positions import (
@@ -25,6 +25,7 @@ from osteonb.data.positions import (
     _link_places,
     _near_pairs,
     _near_pairs_within,
+    _number_copies,
     _shared_area,
 )
 from .splits import _PART_NAMES, _check_folds
@@ -56,8 +57,8 @@ def _find_shared(
     rows = []
     for fold, group in table.groupby("fold", sort=False):
         for column, (a, b) in itertools.product(["tile", *columns], pairs_of_parts):
-            in_a = set(group[column][group.part == a])
-            in_b = set(group[column][group.part == b])
+            in_a = set(group[column][group.part == a].tolist())
+            in_b = set(group[column][group.part == b].tolist())
             shared = sorted(in_a & in_b)
             if not shared:
                 continue
@@ -92,12 +93,19 @@ def _candidate_pairs(
 ) -> np.ndarray:  # (n, 2) positions i < j in the table, sorted
     "Find the pairs of tiles that can show the same place, at most in proportion to the tiles."
     corners = tiles[["x", "y"]].to_numpy(float)
-    if _count_near_pairs(corners, footprint) <= _MAX_PAIRS_PER_TILE * len(tiles):
-        return _near_pairs(corners, footprint)
+    numbers = _number_copies(tiles)
+    copies = _link_copies(numbers)
+    few = np.flatnonzero(pd.Series(numbers).groupby(numbers).cumcount() < _MAX_COPIES)
+    if _count_near_pairs(corners[few], footprint) <= _MAX_PAIRS_PER_TILE * len(few):
+        near = few[_near_pairs(corners[few], footprint)]
+        return np.unique(np.concatenate([near, copies]), axis=0)
     with_image = tiles[_has_image(tiles)]
     slides = with_image.slide.to_numpy(object)[_link_places(with_image, footprint, cache_dir)]
     joined = _join_names(sorted(set(tiles.slide)), slides.tolist())
-    return _near_pairs_within(corners, tiles.slide.map(joined).to_numpy(), footprint)
+    parts = tiles.slide.map(joined).to_numpy()
+    near = few[_near_pairs_within(corners[few], parts[few], footprint)]
+    copies = copies[parts[copies[:, 0]] == parts[copies[:, 1]]]
+    return np.unique(np.concatenate([near, copies]), axis=0)
 
 # %% ../../nbs/data/10_overlaps.ipynb #f4644978
 def _compare_placed(
@@ -266,7 +274,8 @@ def _parts_by_tile(
 ) -> dict[str, dict[str, list[str]]]:  # tile -> fold -> its parts, of which a leak has several
     "List the parts that each tile is in."
     parts = {}
-    for tile, fold, part in zip(folds.index, folds.fold, folds.part):
+    columns = (folds.index.tolist(), folds.fold.tolist(), folds.part.tolist())
+    for tile, fold, part in zip(*columns):
         of_tile = parts.setdefault(tile, {})
         of_tile.setdefault(fold, []).append(part)
     return parts
@@ -298,6 +307,6 @@ def _separated_pairs(
     "Describe for each pair the folds in which its tiles are in different parts."
     parts = _parts_by_tile(folds)
     texts = []
-    for a, b in zip(pairs.tile_a, pairs.tile_b):
+    for a, b in zip(pairs.tile_a.tolist(), pairs.tile_b.tolist()):
         texts.append(_describe_separation(parts.get(a, {}), parts.get(b, {})))
     return pd.Series(texts, pairs.index, dtype=str)

@@ -27,7 +27,7 @@ def read_tiles_ahead(
     sha256: Iterable[str] | None = None,  # digests that the files must have; None for any
 ) -> Iterator[np.ndarray]:  # (size_px, size_px, 3) uint8 each, in order
     "Read tiles in threads, ahead of the caller; raise `InputError` at one that is unreadable or changed."
-    parallel = joblib.Parallel(-1, prefer="threads", return_as="generator", pre_dispatch=n_ahead)
+    parallel = joblib.Parallel(-1, backend="threading", return_as="generator", pre_dispatch=n_ahead)
     files = zip(paths, itertools.repeat("") if sha256 is None else sha256)
     yield from parallel(joblib.delayed(read_tile)(path, size_px, digest) for path, digest in files)
 

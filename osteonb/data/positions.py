@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from osteonb.data.comparison import (
     _compare_cached,
+    _link_copies,
     _read_gray,
     _shows_same_pixels,
     _sort_by_place,
@@ -101,7 +102,6 @@ def _compare_near(
     order = _sort_by_place(corners, pairs, 2 * footprint)
     ordered = pairs[order]
     offsets = (corners[ordered[:, 1]] - corners[ordered[:, 0]]) * pixels_per_unit
-    cache_dir = cache_dir if "sha256" in tiles else None
     compared = np.empty((len(pairs), 2))
     compared[order] = _compare_cached(tiles, ordered, np.rint(offsets).astype(int), cache_dir)
     return compared
@@ -135,9 +135,10 @@ def _hash_places(
     path: str | Path,  # of a tile
     corner: np.ndarray,  # (2,) x and y, slide pixels
     footprint: float,  # side of a tile, slide pixels
+    sha256: str = "",  # digest that the file must have; empty for any
 ) -> np.ndarray:  # (n,) int64, at most 36
     "Hash what the blocks of a tile look like, together with their place on the slide."
-    gray = _read_gray(path)
+    gray = _read_gray(path, sha256)
     if min(gray.shape) < _CELLS_PER_FOOTPRINT:
         return np.empty(0, np.int64)
     cell = footprint / _CELLS_PER_FOOTPRINT
@@ -175,6 +176,18 @@ def _pair_equal_hashes(
         pairs.append(np.stack([order[equal], order[equal + step]], axis=1))
     return np.concatenate(pairs)
 
+# %% ../../nbs/data/08_positions.ipynb #cpl00002
+def _number_copies(
+    tiles: pd.DataFrame,  # with `x` and `y`, perhaps `path` and `sha256`
+) -> np.ndarray:  # (n,) the same number for the same file at the same place
+    "Number the tiles that are different; every tile without an image or a position is."
+    numbers = np.arange(len(tiles))
+    known = (_has_image(tiles) & tiles[["x", "y"]].notna().all(axis=1)).to_numpy()
+    if "sha256" in tiles and known.any():
+        same = tiles[known].groupby(["sha256", "x", "y"], sort=False)
+        numbers[known] = len(tiles) + same.ngroup()
+    return numbers
+
 # %% ../../nbs/data/08_positions.ipynb #6e233113
 _TILES_AT_ONCE = 128  # hashed by one thread
 
@@ -186,18 +199,22 @@ def _link_places(
 ) -> np.ndarray:  # (n, 2) positions i < j
     "Find most of the pairs of tiles that show the same pixels, however many lie near each other."
     corners = tiles[["x", "y"]].to_numpy(float)
-    placed = np.flatnonzero(np.isfinite(corners).all(1))
+    copies = _number_copies(tiles)
+    first = np.unique(copies, return_index=True)[1]
+    placed = first[np.isfinite(corners[first]).all(1)]
     paths = tiles.path.to_numpy(object)
+    digests = tiles.get("sha256", pd.Series("", tiles.index)).to_numpy(object)
 
     def hash_some(some: np.ndarray) -> list[np.ndarray]:
-        return [_hash_places(paths[i], corners[i], footprint) for i in some]
+        return [_hash_places(paths[i], corners[i], footprint, digests[i]) for i in some]
 
     blocks = np.array_split(placed, len(placed) // _TILES_AT_ONCE + 1)
-    done = joblib.Parallel(n_jobs=-1, prefer="threads")(map(joblib.delayed(hash_some), blocks))
+    done = joblib.Parallel(n_jobs=-1, backend="threading")(map(joblib.delayed(hash_some), blocks))
     hashes = list(itertools.chain.from_iterable(done))
     tile = np.repeat(placed, [len(of_tile) for of_tile in hashes])
     equal = _pair_equal_hashes(np.concatenate([np.empty(0, np.int64), *hashes]))
-    pairs = np.unique(np.sort(tile[equal], axis=1), axis=0)
+    alike = np.sort(tile[equal], axis=1)
+    pairs = np.unique(np.concatenate([alike, _link_copies(copies)]), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     return pairs[_shows_same_pixels(*_compare_near(tiles, pairs, footprint, cache_dir).T)]
 

@@ -199,7 +199,7 @@ def _planned_differences(
 ) -> pd.DataFrame:  # `_DIFFERENCE_COLUMNS`
     "Compare all planned pairs, and each variant's two splits; p is corrected over all of them."
     pairs = _planned_pairs(tables, comparisons)
-    found = joblib.Parallel(-1, prefer="threads")(
+    found = joblib.Parallel(-1, backend="threading")(
         joblib.delayed(_variant_difference)(tables[a], tables[b], draws, seed) for _, a, b in pairs
     )
     rows = []

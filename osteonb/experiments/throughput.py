@@ -7,6 +7,7 @@ __all__ = ['run_benchmark']
 
 # %% ../../nbs/experiments/08_throughput.ipynb #97bff086
 import copy
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,14 @@ from ..models.training import Learner, train_loop
 
 # %% ../../nbs/experiments/08_throughput.ipynb #4165a76f
 _BATCH_TILES = 16  # tiles in a batch, in all steps
+_PLAIN_TILES = 64  # that the plain loop goes through at most
+
+
+def _plain_paths(
+    tiles: pd.DataFrame,  # with `path`
+) -> list[str]:  # files
+    "Return the tiles that the plain loop goes through."
+    return list(tiles.path[:_PLAIN_TILES])
 
 
 def _plain_batches(
@@ -155,16 +164,15 @@ def _decode_steps(
     folder: Path,  # where pixels are kept
 ) -> dict[str, Callable]:
     "Return ways to read pixels."
-    paths = list(tiles.path)
     side = config.model.image_size
     kept = load_resized_tiles(tiles, side, folder)
 
     def plain() -> None:
-        for path in paths:
+        for path in _plain_paths(tiles):
             np.asarray(Image.open(path).convert("RGB").resize((side, side)))
 
     def ours() -> None:
-        for _ in read_tiles_ahead(paths, side):
+        for _ in read_tiles_ahead(tiles.path, side):
             pass
 
     def later_epoch() -> None:
@@ -180,13 +188,12 @@ def _augment_steps(
     folder: Path,  # where pixels are kept
 ) -> dict[str, Callable]:
     "Return ways to change tiles at random."
-    paths = list(tiles.path)
     device = best_device()
     side = config.model.image_size
     kept = load_resized_tiles(tiles, cached_side_px(side, True), folder)
 
     def plain() -> None:
-        for _ in _plain_batches(paths, side, augment=True):
+        for _ in _plain_batches(_plain_paths(tiles), side, augment=True):
             pass
 
     def ours() -> None:
@@ -228,7 +235,7 @@ def _embed_steps(
         compute_embeddings(tiles, backbone, side, _BATCH_TILES, precision)
 
     return {
-        "plain loop": partial(_plain_forward, plain, list(tiles.path), side),
+        "plain loop": partial(_plain_forward, plain, _plain_paths(tiles), side),
         "osteonb": ours,
         "limit": partial(_bare_forward, backbone, _random_batch(side), n_batches, bf16),
     }
@@ -257,7 +264,7 @@ def _predict_steps(
 
     batch = _random_batch(side)
     return {
-        "plain loop": partial(_plain_forward, plain, list(tiles.path), side),
+        "plain loop": partial(_plain_forward, plain, _plain_paths(tiles), side),
         "osteonb": ours,
         "limit": limit,
     }
@@ -299,7 +306,7 @@ def _train_steps(
     batch = dict(image=_random_batch(side), target=targets[:_BATCH_TILES].to(device))
     n_batches = len(tiles) // _BATCH_TILES
     bf16 = config.model.precision == "bf16"
-    paths = list(tiles.path)
+    paths = _plain_paths(tiles)
     return {
         "plain loop": partial(_plain_training, paths, targets, plain.to(device), side),
         "osteonb": _timed_epoch(config, tiles, folder, model),
@@ -328,6 +335,17 @@ def _ratios(
     return ratios
 
 
+def _describe_step(
+    step: str,  # of `_BENCHMARK_STEPS`
+    rates: pd.Series,  # tiles per second, indexed by way
+) -> str:
+    "Return what was measured of a step as a line."
+    return f"{step}: {', '.join(f'{way} {rate:.1f}' for way, rate in rates.items())} tiles a second"
+
+
+_log = logging.getLogger("osteonb")
+
+
 def run_benchmark(
     config: Config,  # `backbone`, `image_size`, `precision`, `compile_backbone` are read
     tiles: pd.DataFrame,  # with `path`, `sha256`, `patient`, `slide`, `label`
@@ -336,11 +354,10 @@ def run_benchmark(
     steps: tuple = tuple(_BENCHMARK_STEPS),  # which of `_BENCHMARK_STEPS`
     rounds: int = 2,  # of which the fastest counts, after one that does not
 ) -> pd.DataFrame:  # `tiles_per_second`, `peak_MB`, `times_plain`, `share_of_limit`
-    "Time the steps of a run; raise `InputError` where the number of tiles is no multiple of the batch."
+    "Time the steps of a run, and log each when it is done; raise `InputError` where the number of tiles is no multiple of the batch."
     if n < _BATCH_TILES or n % _BATCH_TILES:
         raise InputError(f"n: got {n}, wanted a multiple of {_BATCH_TILES}, the batch")
     some = tiles.iloc[np.arange(n) % len(tiles)].set_axis([f"tile {i}" for i in range(n)])
-    some = some.assign(sha256=[f"{i:064x}" for i in range(n)])  # else repeated tiles are read once
     trains = config.replace(
         modality="image",
         freeze_backbone=False,
@@ -353,7 +370,9 @@ def run_benchmark(
     timed = {}
     for step in steps:
         functions = _BENCHMARK_STEPS[step](trains, some, Path(folder) / step)
-        timed[step] = _time_in_turns(functions, n, rounds)
+        n_tiles = dict.fromkeys(functions, n) | {"plain loop": len(_plain_paths(some))}
+        timed[step] = _time_in_turns(functions, n_tiles, rounds)
+        _log.info(_describe_step(step, timed[step].tiles_per_second))
     table = pd.concat(timed, names=["step", "way"])
     rates = table.tiles_per_second
     return table.assign(

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/experiments/07_timing.ipynb #800c7a9b
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class _PeakMemory:
 # %% ../../nbs/experiments/07_timing.ipynb #2621b318
 def _time_in_turns(
     functions: dict[str, Callable],  # name -> what to time; may return its own seconds
-    n: int,  # tiles that each goes through
+    n_tiles: Mapping[str, int],  # name -> tiles that it goes through
     rounds: int,  # that count, after one that does not
 ) -> pd.DataFrame:  # `tiles_per_second`, `peak_MB`, indexed by name
     "Time several functions that do the same, in turns."
@@ -62,5 +62,5 @@ def _time_in_turns(
             if turn:
                 best[name] = min(best[name], seconds)
             peak[name] = np.fmax(peak[name], memory.peak)
-    rate = {name: n / seconds for name, seconds in best.items()}
+    rate = {name: n_tiles[name] / seconds for name, seconds in best.items()}
     return pd.DataFrame(dict(tiles_per_second=rate, peak_MB=peak))

@@ -16,6 +16,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..core.cache import compute_table_rows
@@ -183,9 +184,10 @@ def _extract_tiles(
         for tile, path, digest in zip(tiles.index, tiles.path, tiles.sha256)
     )
     rows = []
-    for row in parallel(work):
-        rows.append(row)
-        advance()
+    with threadpool_limits(1, "blas"):  # with more threads, LAPACK rounds differently
+        for row in parallel(work):
+            rows.append(row)
+            advance()
     columns = {group: _group_columns(group) for group in groups}
     names = list(itertools.chain(*columns.values()))
     table = pd.DataFrame(rows, index=tiles.index, columns=names, dtype=np.float64)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pywt
 import SimpleITK as sitk
+from threadpoolctl import threadpool_limits
 
 from .. import __version__
 from ..core.errors import InputError, unknown_name_error
@@ -300,7 +301,8 @@ class RadiomicsFeatureExtractor(_ExtractorSwitches):
         image = _as_gray(_read_image(imageFilepath, "image"))
         mask = _label_plane(_read_image(maskFilepath, "mask"), settings.label_channel)
         label = settings.label or 1
-        features, prepared = _measure_image(image, mask, label, parameters)
+        with threadpool_limits(1, "blas"):  # with more threads, LAPACK rounds differently
+            features, prepared = _measure_image(image, mask, label, parameters)
         result = collections.OrderedDict()
         if settings.additional_info:
             configuration = dict(Settings=configured, EnabledImageTypes=self.enabledImagetypes)

@@ -90,7 +90,10 @@ def _read_image_file(
             wanted = "whole numbers of 8, 16 or 32 bits, or floats of 32"
             raise InputError(f"{what} {path}: no TIFF that can be read; save it as {wanted}") from e
         return _read_image(path, what), False
-    except (InputError, Image.DecompressionBombError) as e:
+    except Image.DecompressionBombError as e:
+        fix = "save the part around the region; a whole slide is for osteonb slide"
+        raise InputError(f"{what} {path}: too large ({e}); {fix}") from e
+    except InputError as e:
         raise InputError(f"{what} {path}: {e}") from e
     except Exception as e:
         raise InputError(f"{what} {path}: damaged image ({type(e).__name__}: {e})") from e

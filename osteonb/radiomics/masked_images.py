@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import skimage
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..core.cache import compute_table_rows
@@ -364,6 +365,7 @@ def _measure_rows(
 _DEFAULT_PARAMETERS = {"setting": {"binWidth": 5}}  # all classes; the bin width of the paper
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # with more threads, LAPACK rounds differently
 def extract_masked(
     file: str | Path,  # a CSV list with Image, Mask and perhaps Label, Label_channel
     parameters: str | Path | Mapping | None = None,  # PyRadiomics'; None: all classes, width 5

@@ -7,6 +7,7 @@ __all__ = ['feature_stability']
 
 # %% ../../nbs/radiomics/19_stability.ipynb #058efdc2
 import io
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 from skimage.color import hed_from_rgb, rgb_from_hed
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..core.errors import InputError
@@ -211,11 +213,12 @@ def _compare_versions(
 def _measure_file(
     tile: str,  # its name, for errors
     path: str | Path,  # its file
+    sha256: str,  # digest that the file must have; empty for any
     settings: tuple,  # channels, masks, feature classes, bin width, µm per pixel
 ) -> np.ndarray:  # (V, F), from `_measure_versions`
     "Return the features of one tile in all its versions, or raise an error that names it."
     try:
-        return _measure_versions(read_tile(path), settings)
+        return _measure_versions(read_tile(path, sha256=sha256), settings)
     except InputError as error:
         raise InputError(f"tile {tile}: {error}") from error
 
@@ -234,6 +237,7 @@ def _stability_table(
     return pd.DataFrame(rows, columns=["feature", "perturbation", "icc", "change", "n_tiles"])
 
 # %% ../../nbs/radiomics/19_stability.ipynb #stb00006
+@threadpool_limits.wrap(limits=1, user_api="blas")  # with more threads, LAPACK rounds differently
 def feature_stability(
     tiles: pd.DataFrame,  # indexed by tile, with `path`; `InputError` for fewer than two
     channels: tuple = ("grey",),  # of `CHANNELS`
@@ -256,7 +260,8 @@ def feature_stability(
     chosen = tiles.iloc[np.linspace(0, len(tiles) - 1, n).round().astype(int)]
     settings = (channels, masks, feature_classes, bin_width, mpp)
     measure = joblib.delayed(run_in_directory)
-    work = (measure(Path.cwd(), _measure_file, *tile, settings) for tile in chosen.path.items())
+    files = zip(chosen.index, chosen.path, chosen.get("sha256", itertools.repeat("")))
+    work = (measure(Path.cwd(), _measure_file, *file, settings) for file in files)
     n_jobs = _choose_n_jobs(chosen, "exact", n_jobs)
     parallel = joblib.Parallel(n_jobs, return_as="generator")
     measured = tqdm(parallel(work), "stability", n, unit="tile", disable=None)

@@ -88,6 +88,18 @@ def _readable_table(
     return table.rename(index=_CLASS_WORDS, columns=_readable_name)
 
 # %% ../../nbs/reports/06_audit_page.ipynb #c0df1597
+_MAX_ROWS = 1000  # of a table, on a page
+
+
+def _shown_rows(
+    table: pd.DataFrame,  # of an audit
+) -> pd.DataFrame:  # at most `_MAX_ROWS`
+    "Return the rows that a page shows."
+    if len(table) > _MAX_ROWS and "across" in table:
+        table = table.sort_values("across", key=lambda across: across == "", kind="stable")
+    return table[:_MAX_ROWS]
+
+
 def _audit_details(
     tables: dict[str, pd.DataFrame],  # of an audit
 ) -> str:
@@ -99,9 +111,12 @@ def _audit_details(
         if not len(table):
             empty.append(title.lower())
             continue
-        rows = "row" if len(table) == 1 else "rows"
-        content = html_table(_readable_table(table), _FINDING_TONES)
-        parts.append(html_details(f"{title} ({len(table)} {rows})", content))
+        number = f"{len(table)} {'row' if len(table) == 1 else 'rows'}"
+        shown = _shown_rows(table)
+        if len(shown) < len(table):
+            number += f", {len(shown)} of them here"
+        content = html_table(_readable_table(shown), _FINDING_TONES)
+        parts.append(html_details(f"{title} ({number})", content))
     if empty:
         parts.append(_paragraph(f"Nothing to list: {'; '.join(empty)}.", "soft"))
     return "".join(parts)

@@ -76,6 +76,8 @@ def _open_with_openslide(
         except openslide.OpenSlideError as e:
             file = openslide.OpenSlide(path)  # after an error the old handle fails for ever
             raise InputError(f"{path}: damaged at {x}, {y} ({e})") from e
+        if piece.getextrema()[3][0] == 255:
+            return np.asarray(piece.convert("RGB"))
         white = Image.new("RGBA", piece.size, "white")  # what was not scanned is transparent
         return np.asarray(Image.alpha_composite(white, piece).convert("RGB"))
 

@@ -92,7 +92,7 @@ def _measure_appearances(
     "Measure stain and sharpness of many tiles."
     digests = tiles.get("sha256", pd.Series("", tiles.index))
     work = (joblib.delayed(_read_appearance)(*both) for both in zip(tiles.path, digests))
-    rows = joblib.Parallel(n_jobs, prefer="threads")(work)
+    rows = joblib.Parallel(n_jobs, backend="threading")(work)
     return pd.DataFrame(rows, tiles.index, list(_APPEARANCE_NAMES))
 
 # %% ../../nbs/slides/03_similarity.ipynb #14e5ae9f

@@ -83,11 +83,13 @@ def _read_overview(
     slide: Slide,
     grid: _SlideGrid,
     px_per_cell: int = _PX_PER_CELL,  # pixels along a grid cell's side
+    n_jobs: int = 1,  # threads that read
 ) -> np.ndarray:  # (rows·px_per_cell, columns·px_per_cell, 3), uint8; black where damaged
     "Read the slide at low power."
     picture = np.zeros((grid.rows * px_per_cell, grid.columns * px_per_cell, 3), np.uint8)
     starts = (range(0, n, _CELLS_PER_SIDE) for n in (grid.rows, grid.columns))
-    for row, column in itertools.product(*starts):
+
+    def read_field(row: int, column: int) -> None:
         rows = min(_CELLS_PER_SIDE, grid.rows - row)
         columns = min(_CELLS_PER_SIDE, grid.columns - column)
         field = [n * grid.cell for n in (column, row, columns, rows)]
@@ -95,6 +97,9 @@ def _read_overview(
         height, width = rows * px_per_cell, columns * px_per_cell
         with suppress(InputError):  # a damaged field stays black
             picture[y : y + height, x : x + width] = _read_region(slide, *field, width, height)
+
+    fields = (joblib.delayed(read_field)(*first) for first in itertools.product(*starts))
+    joblib.Parallel(n_jobs, backend="threading")(fields)
     return picture
 
 
@@ -187,5 +192,5 @@ def _read_tiles(
     read = joblib.delayed(_read_one_tile)
     positions = places[["x", "y", "side"]].itertuples(index=False)
     work = (read(slide, *position, size_px) for position in positions)
-    tiles = joblib.Parallel(n_jobs, prefer="threads")(work)
+    tiles = joblib.Parallel(n_jobs, backend="threading")(work)
     return pd.DataFrame(tiles, index=places.index, columns=["path", "reason"])
