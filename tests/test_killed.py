@@ -265,8 +265,8 @@ def interrupted(folder, data):
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut off"])
-def test_damaged_checkpoint(how, data, tmp_path):
-    "One bit of the last epoch's checkpoint flips, or it is cut off: one line names the file and the fix, and `--redo` or an empty folder of checkpoints ends as an undisturbed run."
+def test_damaged_checkpoint(how, data, undisturbed, tmp_path):
+    "One bit of the last epoch's checkpoint flips, or it is cut off: one line names the file and the fix, and `--redo` ends as an undisturbed run."
     process = begin(interrupted, tmp_path/"a", data)
     assert end(process) and process.exitcode == -signal.SIGKILL
     file = tmp_path/"a"/"run"/"checkpoints"/"last.ckpt"
@@ -276,8 +276,7 @@ def test_damaged_checkpoint(how, data, tmp_path):
     file.write_bytes(content)
     refused(*said(tmp_path/"a", words_of("train", tmp_path/"a", data)), str(file), "damaged", f"delete {file.parent}")
     assert said(tmp_path/"a", [*words_of("train", tmp_path/"a", data), "--redo"])[0] == 0
-    done(training, tmp_path/"whole", data)
-    same(tmp_path/"a", result(tmp_path/"whole"))
+    same(tmp_path/"a", undisturbed(training)[0])
 
 
 # Downloads: a process of their own in `test_download`; here it is killed more often.

@@ -116,6 +116,19 @@ _STEPS = dict(
 _NETWORK_STEPS = ("train", "predict")  # what they write may depend on the computer
 
 # %% ../../nbs/core/12_inputs.ipynb #in000019
+def _is_record(
+    entry: Any,  # what a file holds for a step
+) -> bool:
+    "Return whether `_RunRecord` can have written an entry."
+    if not isinstance(entry, dict) or not isinstance(entry.get("osteonb"), str):
+        return False
+    parts = [entry.get("settings"), entry.get("read"), entry.get("wrote", {})]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    files = [*parts[1].values(), *parts[2].values()]
+    return all(isinstance(digests, dict) for digests in files)
+
+
 def _record_difference(
     before: dict[str, Any],  # `settings`, `read`, `wrote`, as `_RunRecord` records a step
     now: dict[str, Any],
@@ -157,10 +170,7 @@ class _RunRecord:
         "Read the entries; none where a run has no record, raise `InputError` for a damaged one."
         path = self.file("inputs")
         entries = read_json(path) if path.exists() else {}
-        valid = isinstance(entries, dict)
-        for entry in entries.values() if valid else ():
-            valid &= isinstance(entry, dict) and {"osteonb", "settings", "read"} <= set(entry)
-        if not valid:
+        if not isinstance(entries, dict) or not all(map(_is_record, entries.values())):
             raise InputError(f"{path}: not the record of a run's steps; {_REDO}")
         return entries
 

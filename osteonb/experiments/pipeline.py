@@ -193,7 +193,7 @@ def train_run(
     tables = _read_data(config, data, cache_dir, n_jobs)
     if not is_worker:
         if redo:
-            Run(output_dir).remove_results()
+            Run(Path(output_dir)).remove_results()  # a folder to write to is never the packaged model
         run = Run.open(output_dir, config)
         with folder_lock(run.path):
             _train_and_write(run, tables, cache_dir, n_jobs)
