@@ -10,7 +10,8 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,13 @@ def default_cache_dir() -> Path:  # `$OSTEONB_CACHE`, or `osteonb` in the user's
     return Path(os.environ.get("OSTEONB_CACHE") or Path(home) / "osteonb")
 
 # %% ../../nbs/core/07_cache.ipynb #f36dd97f
+def _row_checksums(
+    rows: np.ndarray,  # (n, …)
+) -> np.ndarray:  # (n,) CRC-32
+    "Return a checksum of each row."
+    return np.array([zlib.crc32(np.ascontiguousarray(row)) for row in rows], np.uint32)
+
+
 class TileArrays:
     "Return the arrays of tiles by position, from memory-mapped files or from memory."
 
@@ -34,9 +42,11 @@ class TileArrays:
         self,
         parts: list,  # `.npy` files of the cache, or arrays in memory
         positions: np.ndarray,  # (tiles, 2) integers: index of the tile's part in `parts`, and row in that part
+        checksums: np.ndarray | None = None,  # (tiles,) of `_row_checksums`; None compares nothing
     ) -> None:
         self.parts = parts
         self.positions = positions
+        self.checksums = checksums
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -45,9 +55,16 @@ class TileArrays:
         self,
         at: list[int] | slice,  # positions of tiles
     ) -> np.ndarray:  # (selected tiles, …)
-        "Return a copy of the arrays of the selected tiles."
+        "Return a copy of the arrays of the selected tiles; raise `InputError` where a file changed."
         opened = {number: self.part(number) for number in set(self.positions[at][:, 0])}
-        return np.stack([opened[number][row] for number, row in self.positions[at]])
+        rows = np.stack([opened[number][row] for number, row in self.positions[at]])
+        if self.checksums is not None:
+            changed = np.flatnonzero(_row_checksums(rows) != self.checksums[at])
+            if len(changed):
+                part = self.parts[self.positions[at][changed[0], 0]]
+                fix = "start again: its tiles are then computed again"
+                raise InputError(f"{part}: changed while it was used; {fix}")
+        return rows
 
     def part(
         self,
@@ -81,18 +98,25 @@ def _is_damaged(
         return hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.stem
 
 
+# errors of NumPy and pandas for a file that is none of theirs
+_NO_PART_ERRORS = (ValueError, LookupError, TypeError, AttributeError, EOFError, NotImplementedError)
+
+
 def _undamaged_parts(
     folder: Path,  # folder of one set of settings
     pattern: str,  # glob pattern of the parts, such as `*.npy`
-) -> Iterator[Path]:
-    "Yield the undamaged parts; remove the damaged ones with a warning."
+    read: Callable[[Path], Any],  # what is wanted of a part
+) -> Iterator[tuple[Path, Any]]:  # files, and what `read` found in each
+    "Read the undamaged parts; remove the damaged ones with a warning."
     for path in sorted(folder.glob(pattern)):
         try:
-            damaged = _is_damaged(path)
+            content = None if _is_damaged(path) else read(path)
         except FileNotFoundError:  # another process found it damaged first
             continue
-        if not damaged:
-            yield path
+        except _NO_PART_ERRORS:
+            content = None
+        if content is not None:
+            yield path, content
         else:
             text = f"{path}: damaged; removed, and its tiles are computed again"
             warnings.warn(text, stacklevel=4)
@@ -110,23 +134,46 @@ def _as_records(
     return records
 
 # %% ../../nbs/core/07_cache.ipynb #14978994
+def _read_array_keys(
+    path: Path,  # a `.npy` part
+) -> list[str]:  # digest of each row's tile
+    "Read the keys of a part; raise one of `_NO_PART_ERRORS` where it is none."
+    records = np.load(path, mmap_mode="r")
+    if records.dtype.names != ("sha256", "value"):
+        raise ValueError(f"{path}: no records")
+    return [digest.decode() for digest in records["sha256"].tolist()]
+
+
+def _read_table_part(
+    path: Path,  # a `.parquet` part
+) -> pd.DataFrame:  # indexed by digest
+    "Read a part; raise one of `_NO_PART_ERRORS` where it is none."
+    data = path.read_bytes()
+    try:
+        table = pd.read_parquet(io.BytesIO(data))
+    except OSError as e:  # of Parquet's footer
+        raise ValueError(f"{path}: no Parquet") from e
+    if table.index.name != "sha256":
+        raise ValueError(f"{path}: no rows of tiles")
+    return table
+
+
 def _find_rows(
-    paths: Iterator[Path],  # undamaged `.npy` parts
+    parts: Iterable[tuple[Path, list[str]]],  # files, and their keys
 ) -> dict[str, tuple[Path, int]]:  # digest of a tile's file -> part and row
     "Find the part and the row of each tile."
     found = {}
-    for path in paths:
-        digests = np.load(path, mmap_mode="r")["sha256"].tolist()
-        found |= {digest.decode(): (path, row) for row, digest in enumerate(digests)}
+    for path, digests in parts:
+        found |= {digest: (path, row) for row, digest in enumerate(digests)}
     return found
 
 
 def _join_tables(
-    paths: Iterator[Path],  # undamaged `.parquet` parts
+    parts: Iterable[tuple[Path, pd.DataFrame]],  # files, and their rows
 ) -> pd.DataFrame:  # indexed by digest; empty where there are no parts
-    "Read all rows of a table; each digest occurs once."
-    parts = [pd.read_parquet(io.BytesIO(path.read_bytes())) for path in paths]
-    rows = pd.concat(parts) if parts else pd.DataFrame()
+    "Join all rows of a table; each digest occurs once."
+    tables = [table for _, table in parts]
+    rows = pd.concat(tables) if tables else pd.DataFrame()
     return rows[~rows.index.duplicated()]
 
 # %% ../../nbs/core/07_cache.ipynb #a7d2882c
@@ -171,8 +218,8 @@ class _RowCache:
     def load(self) -> pd.DataFrame | dict[str, tuple[Path, int]]:
         "Return a table indexed by `sha256`, or for arrays a dictionary: `sha256` -> (part, row)."
         if self.kind == "array":
-            return _find_rows(_undamaged_parts(self.folder, "*.npy"))
-        return _join_tables(_undamaged_parts(self.folder, "*.parquet"))
+            return _find_rows(_undamaged_parts(self.folder, "*.npy", _read_array_keys))
+        return _join_tables(_undamaged_parts(self.folder, "*.parquet", _read_table_part))
 
 # %% ../../nbs/core/07_cache.ipynb #81ca1550
 def _check_digests(
@@ -224,6 +271,9 @@ def _select_rows(
     return rows[~rows.index.duplicated()].loc[found.sha256].set_axis(found.index)
 
 # %% ../../nbs/core/07_cache.ipynb #23f15381
+_ROWS_AT_ONCE = 16  # read for their checksums
+
+
 def compute_array_rows(
     cache_dir: str | Path | None,  # folder shared by runs; None keeps the arrays in memory
     settings: Mapping[str, Any],  # all that the arrays depend on besides the tile, and a version
@@ -247,5 +297,7 @@ def compute_array_rows(
     found = [known[digest] for digest in tiles.sha256]
     parts = list(dict.fromkeys(path for path, _ in found))
     numbers = {path: number for number, path in enumerate(parts)}
-    positions = [(numbers[path], row) for path, row in found]
-    return TileArrays(parts, np.array(positions))
+    arrays = TileArrays(parts, np.array([(numbers[path], row) for path, row in found]))
+    starts = range(0, len(tiles), _ROWS_AT_ONCE)
+    checksums = [_row_checksums(arrays[start : start + _ROWS_AT_ONCE]) for start in starts]
+    return TileArrays(parts, arrays.positions, np.concatenate(checksums))

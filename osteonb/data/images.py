@@ -6,6 +6,7 @@
 __all__ = ['open_image', 'read_tile']
 
 # %% ../../nbs/data/01_images.ipynb #27c0ae1c
+import errno
 import hashlib
 import io
 from pathlib import Path
@@ -52,6 +53,7 @@ def _describe_mismatch(
 
 # %% ../../nbs/data/01_images.ipynb #ffca51ef
 _IMAGE_FORMATS = ("JPEG", "PNG", "TIFF")
+_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
 
 
 def _decode(
@@ -86,7 +88,11 @@ def open_image(
         return None, "not a picture"
     except Image.DecompressionBombError:  # at twice the limit; Pillow only warns below that
         return None, f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+    except MemoryError:
+        raise
     except Exception as e:  # Pillow raises many kinds, such as OSError and SyntaxError
+        if getattr(e, "errno", None) in _MACHINE_ERRORS:
+            raise
         return None, f"damaged picture ({type(e).__name__})"
 
 # %% ../../nbs/data/01_images.ipynb #4e7ca377
@@ -101,6 +107,8 @@ def _read_recorded(
     try:
         data = Path(path).read_bytes()
     except OSError as e:
+        if e.errno in _MACHINE_ERRORS:
+            raise
         name = type(e).__name__
         reason = "no file" if isinstance(e, FileNotFoundError) else f"cannot be read ({name})"
         raise InputError(f"{path}: {reason}; {_UNUSABLE_FIX}") from e
