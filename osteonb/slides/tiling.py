@@ -46,7 +46,7 @@ def _tile_size_um(
 # %% ../../nbs/slides/02_tiling.ipynb #afb5a183
 _CELLS_PER_SIDE = 8  # grid cells along a tile's side
 _PX_PER_CELL = 16  # pixels along a grid cell's side where tissue is looked for
-_MAX_CELLS = 4_000_000  # of a slide; a picture of them for tissue has 3 GB
+_MAX_CELLS = 2_000_000  # of a slide; a picture of them for tissue has 1.5 GB
 
 
 class _SlideGrid(NamedTuple):
