@@ -120,5 +120,7 @@ def test_experiment_though_a_worker_is_killed(tmp_path):
         command = start_command(*words)
         kill_busy_worker(cluster, command)
         end_command(command)
-    for name in ("metrics.csv", "predictions.parquet"):
+    tables = [path.name for path in (tmp_path / "alone").iterdir() if path.suffix in (".csv", ".parquet")]
+    assert {"metrics.csv", "claims.csv"} <= set(tables)
+    for name in tables:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
