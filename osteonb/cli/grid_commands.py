@@ -62,12 +62,15 @@ def _experiment(
     device: _Device = "auto",
     n_jobs: _Jobs = None,
     dask: _Dask = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Begin anew where the folder has other tiles.")
+    ] = False,
 ) -> None:
     "Run variants × splits × folds × seeds; write their tables and one report."
     _use_device(device)
     from osteonb.experiments.grid_runs import run_grid
 
-    page = run_grid(out, grid, data, cache, n_jobs)
+    page = run_grid(out, grid, data, cache, n_jobs, redo)
     _print_grid(page.parent)
     typer.echo(f"\nReport: {page}")
 

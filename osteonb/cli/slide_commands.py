@@ -29,11 +29,12 @@ def _values_by_slide(
     column: str,  # the column that is wanted
 ) -> dict[str, str]:  # slide's file name -> its value, as it is written
     "Read what is known of each slide; raise `InputError` where a column or a value is missing."
+    from osteonb.core.csv_tables import _unmark
     from osteonb.data.tcia import read_csv
 
     as_text = dict(dtype=str, keep_default_na=False)  # a patient 007 is not 7
     table = read_csv(file, ("slide", column), f"wanted slide and {column}", **as_text)
-    values = table[["slide", column]].apply(lambda texts: texts.str.strip())
+    values = table[["slide", column]].map(lambda text: _unmark(text.strip(), is_name=True))
     if not len(values):
         raise InputError(f"{file}: lists no slide")
     twice = values.slide[values.slide.duplicated()]
@@ -142,6 +143,9 @@ def _slide(
         Path | None,
         typer.Option(help="A CSV with slide and known ratio (0 to 1): prints the right --shift."),
     ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Begin anew where a slide, the run or a setting changed.")
+    ] = False,
     cache: _Cache = None,
     device: _Device = "auto",
     n_jobs: Annotated[
@@ -152,7 +156,8 @@ def _slide(
     "Estimate the necrosis ratio of a slide, or of a folder of slides and of their patients."
     _use_device(device)
     out = out or Path(f"{slides.stem}-necrosis")
-    settings = dict(mpp=mpp, tile_mpp=tile_mpp, overlap=overlap, shift=shift, cache_dir=cache)
+    settings = dict(mpp=mpp, tile_mpp=tile_mpp, overlap=overlap, shift=shift)
+    settings |= dict(cache_dir=cache, redo=redo)
     if slides.is_dir():
         if not _analyze_folder(slides, model, out, patients, known, n_jobs=n_jobs, **settings):
             raise typer.Exit(1)

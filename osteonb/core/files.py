@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from filelock import lock_descriptor
 
+from .csv_tables import _read_csv, _table_to_csv
 from .errors import InputError
 
 # %% ../../nbs/core/03_files.ipynb #86b69c0e
@@ -95,7 +96,7 @@ def write_table(
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{path.name}: a table is written as .parquet or .csv")
     if path.suffix == ".csv":
-        data = table.to_csv().encode()
+        data = _table_to_csv(table)
     else:
         data = table.to_parquet(write_page_checksum=True)
     with atomic_write(path) as part:
@@ -107,7 +108,7 @@ def _read_frame(
 ) -> pd.DataFrame:  # indexed as it was written
     "Read a table by the file's ending; errors are those of pandas and Arrow."
     if path.suffix == ".csv":
-        return pd.read_csv(path, index_col=0)
+        return _read_csv(path)
     return pd.read_parquet(path, page_checksum_verification=True)
 
 
@@ -150,8 +151,9 @@ def write_json(
 ) -> None:
     "Write JSON completely, keys in the order given, `NaN` and infinity as `null`."
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n"
+    # a name that is not UTF-8 becomes JSON's own escape, and is read back the same
     with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 # %% ../../nbs/core/03_files.ipynb #95b8e55a
 def read_json(

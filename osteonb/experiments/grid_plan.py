@@ -12,15 +12,24 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+import osteonb
 from ..core.config import Config
 from ..core.errors import InputError
-from ..core.files import atomic_write, contains_files, json_digest, write_table
+from osteonb.core.files import (
+    atomic_write,
+    contains_files,
+    json_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 from ..core.labels import HEADS, TASKS, TITLES
 from ..data.splits import find_untrainable_tasks, leave_one_group_out, random_tile_folds
 from .grid import _SPLITS, _Grid, _variant_configs
-from .reading import _check_same_tiles
 
 # %% ../../nbs/experiments/04_grid_plan.ipynb #8e1e1bd0
 def _grid_folds(
@@ -98,24 +107,89 @@ class _GridFolder:
         return self.path / "grid.json"
 
     @property
+    def inputs(self) -> Path:
+        "Return the path of the record of what the grid was begun with, besides its tiles."
+        return self.path / "inputs.json"
+
+    @property
     def runs(self) -> Path:
         "Return the folder of the grid runs, in a grid that an older version began `cells`."
         old = self.path / "cells"
         return old if old.is_dir() else self.path / "runs"
 
 # %% ../../nbs/experiments/04_grid_plan.ipynb #2935ff36
+def _tiles_difference(
+    begun: pd.DataFrame,  # the table of tiles in a folder
+    tiles: pd.DataFrame,  # of this call
+) -> str:  # empty where they agree
+    "Name the first difference between two tables of tiles."
+    if not begun.index.equals(tiles.index):
+        others = begun.index.symmetric_difference(tiles.index)
+        return f"{len(others)} tiles added or removed" if len(others) else "another order of tiles"
+    for column in tiles.columns.intersection(begun.columns).drop(["path", "file"], errors="ignore"):
+        there, now = begun[column], tiles[column]
+        differs = (there != now) & ~(there.isna() & now.isna())
+        if differs.any():
+            tile = differs.idxmax()
+            change = f"{there[tile]!r} there, {now[tile]!r} now"
+            return f"{column} of {differs.sum()} tiles, such as {tile!r}: {change}"
+    return ""
+
+
+def _grid_difference(
+    folder: _GridFolder,  # begun
+    tiles: pd.DataFrame,  # of this call
+) -> str:  # empty where the grid can be resumed
+    "Name the first difference between what a grid was begun with and what it is given now."
+    if difference := _tiles_difference(read_table(folder.table("tiles")), tiles):
+        return difference
+    if not folder.inputs.exists():  # an older grid
+        return ""
+    inputs = read_json(folder.inputs)
+    version = inputs.get("osteonb") if isinstance(inputs, dict) else None
+    same = version == osteonb.__version__
+    return "" if same else f"osteonb {version} there, {osteonb.__version__} now"
+
+
 def _open_grid_folder(
     folder: _GridFolder,  # new, empty, or started with the same tiles
     tiles: pd.DataFrame,
     excluded: pd.DataFrame,
+    redo: bool = False,  # begin anew where the folder holds a grid of other tiles
 ) -> None:
     "Start or resume a grid's folder; raise `InputError` if it contains other tiles, or files but no grid."
-    if contains_files(folder.path) and not folder.table("tiles").exists():
+    is_begun = folder.table("tiles").exists()
+    if contains_files(folder.path) and not is_begun:
         fix = "choose an empty or a new folder"
         raise InputError(f"{folder.path}: holds something that is no grid; {fix}")
-    _check_same_tiles(folder.table("tiles"), tiles)
+    if is_begun and (difference := _grid_difference(folder, tiles)):
+        if not redo:
+            fix = "do it again with redo (--redo), or choose another folder"
+            raise InputError(f"{folder.path}: was begun on other tiles ({difference}); {fix}")
+        for name in ("runs", "cells", "features"):
+            shutil.rmtree(folder.path / name, ignore_errors=True)
     write_table(tiles, folder.table("tiles"))
     write_table(excluded, folder.table("excluded"))
+    write_json(dict(osteonb=osteonb.__version__), folder.inputs)
+
+
+def _keep_features(
+    files: dict[str, Path],  # of `_GridFolder.features`
+    features: pd.DataFrame,
+    undefined: pd.DataFrame,  # features that some tiles lack, and why
+) -> pd.DataFrame:  # those with which the grid was begun
+    "Write the features of a grid, or read them; raise `InputError` where they are others now."
+    if not files["features"].exists():
+        write_table(undefined, files["undefined"])
+        write_table(features, files["features"])
+        return features
+    begun = read_table(files["features"])
+    same = begun.index.equals(features.index) and begun.columns.equals(features.columns)
+    # another processor may round the last digit in another way
+    if not same or not np.allclose(begun, features, rtol=1e-6, atol=1e-9, equal_nan=True):
+        fix = "delete it and runs/, or choose another folder"
+        raise InputError(f"{files['features']}: these tiles have other features now; {fix}")
+    return begun
 
 # %% ../../nbs/experiments/04_grid_plan.ipynb #a6aab065
 def _link_file(

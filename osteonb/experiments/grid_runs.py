@@ -41,6 +41,7 @@ from osteonb.experiments.grid_plan import (
     _grid_folds,
     _GridFolder,
     _GridRun,
+    _keep_features,
     _link_file,
     _open_grid_folder,
     _plan_grid_runs,
@@ -113,9 +114,7 @@ def _compute_shared_features(
         if config.model.modality != "image" and key not in shared:
             features, undefined = _compute_features_quietly(config, tiles, cache_dir, n_jobs)
             files = folder.features(key)
-            write_table(features, files["features"])
-            write_table(undefined, files["undefined"])
-            shared[key] = features, files
+            shared[key] = _keep_features(files, features, undefined), files
         if config.model.modality != "radiomics" and config.model.freeze_backbone:
             _embed_once(config, tiles, cache_dir, embedded)
     return shared
@@ -365,6 +364,7 @@ def run_grid(
     data: str | Path | None = None,  # a release or a CSV of tiles; None for the synthetic cohort
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
     n_jobs: int | None = None,  # processes; None for one per core
+    redo: bool = False,  # begin anew where the folder holds a grid of other tiles
 ) -> Path:  # the report
     "Run variants × splits × folds × seeds and report them; resume where a call was interrupted."
     grid = read_grid(source)
@@ -377,7 +377,7 @@ def run_grid(
     tiles, excluded = _read_groups(configs[0], data, cache_dir, n_jobs, images)
     folds = _grid_folds(grid, tiles, settings.valid_fraction, settings.valid_by)
     runs, skipped = _plan_grid_runs(folder, grid, tiles, folds)
-    _open_grid_folder(folder, tiles, excluded)
+    _open_grid_folder(folder, tiles, excluded, redo)
     shared = _compute_shared_features(folder, runs, tiles, cache_dir, n_jobs)
     failed = _compute_grid_runs(folder, runs, tiles, shared, cache_dir, n_jobs)
     skipped = pd.concat([skipped, failed], ignore_index=True)

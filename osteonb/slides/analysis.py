@@ -6,7 +6,6 @@
 __all__ = ['analyze_slide', 'analyze_slides']
 
 # %% ../../nbs/slides/09_analysis.ipynb #43945b29
-import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -20,15 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..core.errors import InputError
-from osteonb.core.files import (
-    atomic_write,
-    contains_files,
-    folder_lock,
-    json_digest,
-    read_json,
-    write_json,
-    write_table,
-)
+from ..core.files import atomic_write, folder_lock, write_json, write_table
 from ..core.labels import PROBABILITY_COLUMNS
 from ..core.runs import Run
 from ..core.runtime import run_in_directory
@@ -52,6 +43,12 @@ from osteonb.slides.necrosis import (
 )
 from .patients import _check_patients, _combine_patients, _draws_table
 from .reader import Slide, _find_slides, open_slide
+from osteonb.slides.records import (
+    _check_name,
+    _open_result_folder,
+    _printable,
+    _slide_settings,
+)
 from osteonb.slides.report import (
     _USE_NOTE,
     SlideResult,
@@ -61,7 +58,11 @@ from osteonb.slides.report import (
     _ratio_warnings,
     _write_slide_page,
 )
-from .similarity import _fit_training_distribution, _unlike_fraction
+from osteonb.slides.similarity import (
+    _expected_measures,
+    _fit_training_distribution,
+    _unlike_fraction,
+)
 from osteonb.slides.tiling import (
     _CELLS_PER_SIDE,
     _make_cell_grid,
@@ -71,59 +72,6 @@ from osteonb.slides.tiling import (
     _tile_size_um,
     _tissue_fraction,
 )
-
-# %% ../../nbs/slides/09_analysis.ipynb #588bea85
-def _slide_fingerprint(
-    slide: Slide,
-) -> str:  # 16 hexadecimal digits
-    "Return a digest of a slide's size and of the first and last megabyte of its file."
-    size = slide.path.stat().st_size
-    sha256 = hashlib.sha256()
-    with open(slide.path, "rb") as file:
-        sha256.update(file.read(2**20))
-        file.seek(max(0, size - 2**20))
-        sha256.update(file.read(2**20))
-    return json_digest([size, slide.width, slide.height, sha256.hexdigest()])
-
-
-def _slide_settings(
-    slide: Slide,
-    run: Run,
-    tile_um: float,  # side of a tile, µm
-    overlap: float,  # fraction of a tile's side
-) -> dict:
-    "Return all that the predictions of tiles depend on."
-    weights = run.file("model").read_bytes()
-    return dict(
-        slide=_slide_fingerprint(slide),
-        mpp=slide.mpp,
-        reader=slide.reader,
-        model=hashlib.sha256(weights).hexdigest()[:16],
-        config=json_digest(run.config.to_dict()),
-        tile_um=tile_um,
-        overlap=overlap,
-    )
-
-# %% ../../nbs/slides/09_analysis.ipynb #6e255bbf
-def _open_result_folder(
-    output_dir: Path,  # the folder for one slide
-    settings: dict,  # of `_slide_settings`, and the shift
-) -> None:
-    "Begin a folder or resume it; raise `InputError` where it holds something else."
-    path = output_dir / "settings.json"
-    if contains_files(output_dir) and not path.exists():
-        fix = "choose an empty or a new folder"
-        raise InputError(f"{output_dir}: holds something that is no slide's analysis; {fix}")
-    begun = read_json(path) if path.exists() else settings
-    fix = "choose another folder or delete it"
-    if not isinstance(begun, dict):
-        raise InputError(f"{path}: holds no settings; {fix}")
-    for name in begun | settings:
-        if begun.get(name) != settings.get(name):
-            differ = f"{name}: {begun.get(name)!r} there, {settings.get(name)!r} now"
-            raise InputError(f"{output_dir}: holds another analysis ({differ}); {fix}")
-    if not path.exists():
-        write_json(settings, path)
 
 # %% ../../nbs/slides/09_analysis.ipynb #ad8ed565
 class _Job(NamedTuple):
@@ -146,8 +94,10 @@ def _prepare_job(
     tile_mpp: float | None,
     overlap: float,
     shift: float,
+    redo: bool = False,
 ) -> _Job:
     "Check everything that `analyze_slide` is given, and begin or resume the folder."
+    _check_name(Path(slide))
     trained = _load_slide_model(run)
     opened = open_slide(slide, mpp)
     tile_um = _tile_size_um(run, tile_mpp)
@@ -157,7 +107,7 @@ def _prepare_job(
     if not np.isfinite(shift):
         raise InputError(f"shift: got {shift}, wanted a number, 0 for none")
     settings = _slide_settings(opened, run, tile_um, overlap)
-    _open_result_folder(output_dir, settings | dict(shift=shift))
+    _open_result_folder(output_dir, settings | dict(shift=shift), redo)
     return _Job(opened, run, trained, grid, settings, shift, output_dir)
 
 # %% ../../nbs/slides/09_analysis.ipynb #8a31e55e
@@ -171,11 +121,13 @@ def _predict_job(
     places = _make_tile_grid(job.slide, job.grid, tissue, job.settings["overlap"])
     training = _fit_training_distribution(job.run, job.trained, cache_dir)
     batches = job.output_dir / "batches"
-    tiles = _predict_slide(job.slide, places, job.trained, training, batches, job.settings, n_jobs)
+    settings = job.settings | dict(compared=list(training))  # distances that batches hold
+    tiles = _predict_slide(job.slide, places, job.trained, training, batches, settings, n_jobs)
     if (tiles.reason != "").all():
         reason = f"no tile with tissue can be read ({tiles.reason.iloc[0]})"
         raise InputError(f"{job.slide.path}: {reason}; copy or scan the slide again")
-    return tiles, _unlike_fraction(tiles, training)
+    unknown = dict.fromkeys(_expected_measures(job.trained.config), np.nan)
+    return tiles, unknown | _unlike_fraction(tiles, training)
 
 
 def _calibrate_tiles(
@@ -271,6 +223,17 @@ def _write_result(
     return SlideResult.read(job.output_dir)
 
 # %% ../../nbs/slides/09_analysis.ipynb #2ad249b0
+def _finished_result(
+    job: _Job,
+) -> SlideResult | None:  # None where there is something to do
+    "Read the result of a finished analysis in which the slide was compared with the training tiles."
+    if not (job.output_dir / "slide.json").exists():
+        return None
+    result = SlideResult.read(job.output_dir)
+    compared = [name for name, fraction in result.unlike.items() if fraction is not None]
+    return result if set(compared) >= set(_expected_measures(job.trained.config)) else None
+
+
 def analyze_slide(
     slide: str | Path,  # any format of OpenSlide, or a TIFF
     run: str | Path | Run,  # a trained run folder
@@ -281,6 +244,7 @@ def analyze_slide(
     shift: float = 0.0,  # b of eq. (3), as `calibrate_shift` finds it
     cache_dir: str | Path | None = None,  # of training tiles' embeddings; None: `default_cache_dir()`
     n_jobs: int = 1,  # threads that read and measure
+    redo: bool = False,  # begin anew where the folder holds the analysis of something else
 ) -> SlideResult:
     """Measure the necrosis ratio of a slide; raise `InputError` for input that cannot be used.
 
@@ -288,10 +252,10 @@ def analyze_slide(
     and `draws.parquet` to `output_dir`, and resumes where it was interrupted.
     """
     run = run if isinstance(run, Run) else Run(run)
-    job = _prepare_job(slide, run, Path(output_dir), mpp, tile_mpp, overlap, shift)
+    job = _prepare_job(slide, run, Path(output_dir), mpp, tile_mpp, overlap, shift, redo)
     with folder_lock(job.output_dir):
-        if (job.output_dir / "slide.json").exists():
-            return SlideResult.read(job.output_dir)
+        if result := _finished_result(job):
+            return result
         tissue = _tissue_fraction(_read_overview(job.slide, job.grid))
         tiles, unlike = _predict_job(job, tissue, cache_dir, n_jobs)
         return _write_result(job, tissue, tiles, unlike)
@@ -308,9 +272,9 @@ def _try_slide(
         with warnings.catch_warnings(action="ignore"):
             analyze_slide(path, run, output_dir, **settings)
     except (InputError, OSError) as e:
-        return str(e)
+        return _printable(str(e))
     except Exception as e:  # one slide must not stop the others
-        return f"{path}: {type(e).__name__}: {e}"
+        return _printable(f"{path}: {type(e).__name__}: {e}")
     return ""
 
 
@@ -334,15 +298,15 @@ def _try_slides(
 def _slides_table(
     paths: list[Path],  # slides
     reasons: list[str],  # of `_try_slides`
-    owners: dict[str, str],  # slide's file name -> patient
+    owners: dict[str, str],  # slide's file name -> patient; without names that are not UTF-8
     output_dir: Path,  # with a folder for each slide
 ) -> pd.DataFrame:  # as `analyze_slides` returns it
     "Collect the results of slides."
     columns = ["ratio", "low", "high", "grade"]
     done = [output_dir / path.name for path, reason in zip(paths, reasons) if not reason]
     table = _combine_patients(done) if done else pd.DataFrame(columns=columns)
-    table = table[columns].reindex([path.name for path in paths])
-    table = table.assign(reason=reasons, patient=[owners[name] for name in table.index])
+    table = table[columns].reindex([_printable(path.name) for path in paths])
+    table = table.assign(reason=reasons, patient=[owners.get(name) for name in table.index])
     return table[["patient", *columns, "reason"]].rename_axis("slide")
 
 
@@ -362,11 +326,13 @@ def analyze_slides(
     run = run if isinstance(run, Run) else Run(run)
     output_dir = Path(output_dir)
     paths = _find_slides(Path(folder))
-    _check_patients([path.name for path in paths], patients)
+    names = [path.name for path in paths if path.name == _printable(path.name)]
+    _check_patients(names, patients)
     _load_slide_model(run)  # a fault of the run is reported once, not for each slide
     reasons = _try_slides(paths, run.path, output_dir, n_jobs, settings)
-    owners = patients or {path.name: path.name for path in paths}
+    owners = patients or {name: name for name in names}
     done = {path.name: owners[path.name] for path, reason in zip(paths, reasons) if not reason}
+    (output_dir / "patients.csv").unlink(missing_ok=True)  # perhaps of other slides
     if done:
         folders = [output_dir / name for name in done]
         write_table(_combine_patients(folders, done), output_dir / "patients.csv")

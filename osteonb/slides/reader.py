@@ -47,6 +47,18 @@ def _valid_mpp(
     return (x + y) / 2 if 0.05 <= x <= 20 and abs(x / y - 1) < 0.05 else np.nan
 
 # %% ../../nbs/slides/01_reader.ipynb #fc53603a
+_MAX_SEGMENT_PX = 2**28  # of a tile or strip, which is decoded as one
+
+
+def _check_segment(
+    width: int | str,  # of a tile or strip, pixels, as the file states it
+    height: int | str,  # pixels
+) -> None:
+    "Raise `InputError` for a piece that no memory may hold; a damaged header claims such."
+    if int(width) * int(height) > _MAX_SEGMENT_PX:
+        raise InputError(f"its pieces claim {width} × {height} pixels")
+
+
 def _open_with_openslide(
     path: Path,  # a slide
 ) -> Slide:
@@ -69,6 +81,9 @@ def _open_with_openslide(
         white = Image.new("RGBA", piece.size, "white")  # what was not scanned is transparent
         return np.asarray(Image.alpha_composite(white, piece).convert("RGB"))
 
+    for level in range(file.level_count):
+        sides = (f"openslide.level[{level}].tile-{side}" for side in ("width", "height"))
+        _check_segment(*(file.properties.get(side, 1) for side in sides))
     mpp = _valid_mpp(*(file.properties.get(f"openslide.mpp-{axis}") for axis in "xy"))
     return Slide(path, "openslide", *file.dimensions, mpp, tuple(file.level_downsamples), read)
 
@@ -155,6 +170,7 @@ def _color_levels(
     for page in pages:
         if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4) or page.planarconfig != 1:
             raise InputError("tifffile: not 8-bit color")
+        _check_segment(*_segment_size(page)[::-1])
     return pages
 
 
@@ -166,12 +182,13 @@ def _open_with_tifffile(
     try:
         file = tifffile.TiffFile(path)
         pages = _color_levels(file)
+        width, height = pages[0].imagewidth, pages[0].imagelength
+        scales = tuple(width / page.imagewidth for page in pages)
+        mpp = _tiff_mpp(file)
     except InputError:
         raise
     except Exception as e:  # a damaged file raises errors of many kinds
         raise InputError(f"tifffile: {e}") from e
-    width, height = pages[0].imagewidth, pages[0].imagelength
-    scales = tuple(width / page.imagewidth for page in pages)
 
     def read(level: int, x: int, y: int, w: int, h: int) -> np.ndarray:
         left, top = round(x / scales[level]), round(y / scales[level])
@@ -181,7 +198,7 @@ def _open_with_tifffile(
         except Exception as e:
             raise InputError(f"{path}: damaged at {x}, {y} ({type(e).__name__}: {e})") from e
 
-    return Slide(path, "tifffile", width, height, _tiff_mpp(file), scales, read)
+    return Slide(path, "tifffile", width, height, mpp, scales, read)
 
 # %% ../../nbs/slides/01_reader.ipynb #8f8e546a
 _READERS = (_open_with_openslide, _open_with_tifffile)

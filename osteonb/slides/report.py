@@ -42,6 +42,11 @@ def _image_warnings(
 ) -> list[str]:  # sentences
     "Warn of a slide that the model does not know, and of tiles that could not be read."
     warnings = []
+    if unknown := [_MEASURE_TITLES[name] for name, value in unlike.items() if np.isnan(value)]:
+        cause = "the training tiles, or this slide's, could not be read and measured"
+        effect = "It may be unlike them, and the ratio may be wrong."
+        lack = f"The slide is not compared with the training tiles by {', '.join(unknown)}"
+        warnings.append(f"{lack}: {cause}. {effect}")
     for name, fraction in unlike.items():
         if fraction > _UNLIKE_FRACTION:
             share = (

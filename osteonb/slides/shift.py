@@ -89,10 +89,11 @@ def _check_results(
     if absent := [result.slide for result in results if result.slide not in known_ratios]:
         raise InputError(f"known ratios: none for {abbreviate(absent)}")
     _check_fractions(known_ratios)
-    origins = {(result.settings["model"], result.settings["shift"]) for result in results}
+    keys = ("model", "config", "tile_um", "overlap", "shift")
+    origins = {tuple(result.settings.get(key) for key in keys) for result in results}
     if len(origins) > 1:
-        fix = "analyze all of them with the same run and shift"
-        raise InputError(f"known ratios: slides of several models or several shifts; {fix}")
+        fix = "analyze all of them with the same run, overlap and shift"
+        raise InputError(f"known ratios: slides of several models, settings or shifts; {fix}")
 
 # %% ../../nbs/slides/10_shift.ipynb #f75bde07
 def calibrate_shift(

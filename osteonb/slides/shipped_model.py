@@ -18,7 +18,11 @@ from ..core.runs import Run
 from ..evaluation.calibration import fit_temperatures
 from ..models.checkpoint import load_model, save_model
 from ..reports.model_card import write_model_card
-from .similarity import _distributions_to_bytes, _fit_training_distribution
+from osteonb.slides.similarity import (
+    _distributions_to_bytes,
+    _expected_measures,
+    _fit_training_distribution,
+)
 
 # %% ../../nbs/slides/11_shipped_model.ipynb #sp000007
 _DIGEST_DIGITS = 16  # 8 bytes, as many as are compared
@@ -85,6 +89,9 @@ def _write_files(
     target.write("made_with", read_json(run.file("made_with")))
     target.write("trained_on", _kept_of_tiles(tiles, folds))
     usual = _fit_training_distribution(run, trained, cache_dir)
+    if missing := [name for name in _expected_measures(trained.config) if name not in usual]:
+        effect = f"slides could not be compared by {', '.join(missing)}; put them back"
+        raise InputError(f"{run.path}: its training tiles cannot be read, and {effect}")
     target.write("similarity", _distributions_to_bytes(usual))
     if predictions is not None:
         fold = folds.fold.iloc[0]

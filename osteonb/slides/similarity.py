@@ -20,8 +20,10 @@ from safetensors.numpy import load, save
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
 
 from ..core.cache import compute_table_rows, default_cache_dir
+from ..core.config import Config
 from ..core.errors import InputError
 from ..core.runs import Run
 from ..data.images import read_tile
@@ -77,17 +79,19 @@ def _measure_appearance(
 # %% ../../nbs/slides/03_similarity.ipynb #f2f6c0b1
 def _read_appearance(
     path: str | Path | io.BytesIO,  # of a tile
+    sha256: str = "",  # that the file must have; "" for any
 ) -> list[float]:  # values of `_APPEARANCE_NAMES`
-    "Measure stain and sharpness of a tile's file."
-    return _measure_appearance(read_tile(path))
+    "Measure stain and sharpness of a tile's file; raise `InputError` where it has changed."
+    return _measure_appearance(read_tile(path, sha256=sha256))
 
 
 def _measure_appearances(
-    tiles: pd.DataFrame,  # with `path`
+    tiles: pd.DataFrame,  # with `path`, and `sha256` where the file must have it
     n_jobs: int = 1,  # threads
 ) -> pd.DataFrame:  # same index, columns `_APPEARANCE_NAMES`
     "Measure stain and sharpness of many tiles."
-    work = (joblib.delayed(_read_appearance)(path) for path in tiles.path)
+    digests = tiles.get("sha256", pd.Series("", tiles.index))
+    work = (joblib.delayed(_read_appearance)(*both) for both in zip(tiles.path, digests))
     rows = joblib.Parallel(n_jobs, backend="threading")(work)
     return pd.DataFrame(rows, tiles.index, list(_APPEARANCE_NAMES))
 
@@ -100,6 +104,7 @@ class _TrainingDistribution(NamedTuple):
     limit: float = np.nan  # distance that 1 % of left-out training tiles exceed
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # rounds alike with any number of threads
 def _mahalanobis_distance(
     values: np.ndarray,  # (tiles, d)
     training: _TrainingDistribution,
@@ -123,6 +128,7 @@ def _estimate_distribution(
     return _TrainingDistribution(values.mean(axis=0), axes @ np.linalg.cholesky(precision))
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _fit_distribution(
     values: np.ndarray,  # (tiles, d), of training tiles
     slides: pd.Series,  # the slide of each tile
@@ -175,6 +181,14 @@ def _training_measures(
 
 # %% ../../nbs/slides/03_similarity.ipynb #sm000002
 _MEASURES = ("features", "appearance", "embedding")
+
+
+def _expected_measures(
+    config: Config,  # of a run
+) -> list[str]:  # of `_MEASURES`
+    "Return the measures that a slide is compared by where all training tiles can be read."
+    unused = dict(image="features", radiomics="embedding").get(config.model.modality)
+    return [name for name in _MEASURES if name != unused]
 
 
 def _distributions_to_bytes(
@@ -230,6 +244,5 @@ def _unlike_fraction(
     good = tiles[(tiles.reason == "") & (tiles.tissue >= 0.5)]
     if not len(good):
         return dict.fromkeys(training, np.nan)
-    return {
-        name: float((good[f"distance_{name}"] > t.limit).mean()) for name, t in training.items()
-    }
+    usual = {name: good[f"distance_{name}"] <= t.limit for name, t in training.items()}
+    return {name: float((~is_usual).mean()) for name, is_usual in usual.items()}

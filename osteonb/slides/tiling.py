@@ -46,6 +46,7 @@ def _tile_size_um(
 # %% ../../nbs/slides/02_tiling.ipynb #afb5a183
 _CELLS_PER_SIDE = 8  # grid cells along a tile's side
 _PX_PER_CELL = 16  # pixels along a grid cell's side where tissue is looked for
+_MAX_CELLS = 4_000_000  # of a slide; a picture of them for tissue has 3 GB
 
 
 class _SlideGrid(NamedTuple):
@@ -61,7 +62,7 @@ def _make_cell_grid(
     slide: Slide,
     tile_um: float,  # side of a tile, µm
 ) -> _SlideGrid:
-    "Divide a slide into grid cells; raise `InputError` where it is smaller than one tile."
+    "Divide a slide into grid cells; raise `InputError` for less than one tile, or more than a slide can be."
     cell = tile_um / _CELLS_PER_SIDE / slide.mpp
     columns = int(slide.width / cell)
     rows = int(slide.height / cell)
@@ -71,6 +72,10 @@ def _make_cell_grid(
         raise InputError(
             f"{slide.path}: {size}, smaller than one tile of {tile_um:.0f} µm; {question}"
         )
+    if columns * rows > _MAX_CELLS:
+        size = f"{slide.width * slide.mpp / 1000:.0f} × {slide.height * slide.mpp / 1000:.0f} mm"
+        question = f"is mpp={slide.mpp:g} right, or is the file damaged?"
+        raise InputError(f"{slide.path}: claims {size}, larger than any slide; {question}")
     return _SlideGrid(cell, tile_um / _CELLS_PER_SIDE, columns, rows)
 
 # %% ../../nbs/slides/02_tiling.ipynb #0c2c1270
