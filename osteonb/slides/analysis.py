@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from ..core.errors import InputError
@@ -189,12 +190,18 @@ _MAP_PX = 900  # side of the map's picture, about
 
 def _save_map(
     job: _Job,
+    overview: np.ndarray,  # of `_read_overview`, 16 pixels a grid cell
     p: np.ndarray,  # (rows, columns, 3), of `_blend_tile_probabilities`
     classes: np.ndarray,  # (rows, columns), of `_class_map`
 ) -> Figure:
-    "Draw the map and write `map.png`."
+    "Draw the map and write `map.png`; only a small slide is read again, for a finer picture."
     px_per_cell = int(np.clip(_MAP_PX / max(classes.shape), 2, 64))
-    fig = _plot_map(_read_overview(job.slide, job.grid, px_per_cell), p, classes)
+    height, width = (px_per_cell * n_cells for n_cells in classes.shape)
+    if height > len(overview):
+        picture = _read_overview(job.slide, job.grid, px_per_cell)
+    else:
+        picture = Image.fromarray(overview).resize((width, height), Image.Resampling.BOX)
+    fig = _plot_map(np.asarray(picture), p, classes)
     with atomic_write(job.output_dir / "map.png") as part, plt.rc_context(PLOT_STYLE):
         fig.savefig(part, format="png", dpi=150, metadata=dict(Software=None))
     return fig
@@ -202,6 +209,7 @@ def _save_map(
 
 def _write_result(
     job: _Job,
+    overview: np.ndarray,  # of `_read_overview`
     tissue: np.ndarray,  # (rows, columns), fraction of each grid cell
     tiles: pd.DataFrame,  # of `_predict_job`
     unlike: dict[str, float],  # of `_predict_job`
@@ -213,7 +221,7 @@ def _write_result(
     p = _blend_tile_probabilities(tiles, tile_p, tissue.shape)
     classes = _class_map(p, tissue, job.trained.config.model.decision_rule)
     result, draws = _summarize_job(job, tissue, tiles, p, unlike, temperatures)
-    fig = _save_map(job, p, classes)
+    fig = _save_map(job, overview, p, classes)
     write_json(_class_regions(classes, p, job.grid), job.output_dir / "annotations.geojson")
     write_table(tiles, job.output_dir / "tiles.parquet")
     write_table(_cell_table(p, tissue), job.output_dir / "cells.parquet")
@@ -256,9 +264,10 @@ def analyze_slide(
     with folder_lock(job.output_dir):
         if result := _finished_result(job):
             return result
-        tissue = _tissue_fraction(_read_overview(job.slide, job.grid))
+        overview = _read_overview(job.slide, job.grid, n_jobs=n_jobs)
+        tissue = _tissue_fraction(overview)
         tiles, unlike = _predict_job(job, tissue, cache_dir, n_jobs)
-        return _write_result(job, tissue, tiles, unlike)
+        return _write_result(job, overview, tissue, tiles, unlike)
 
 # %% ../../nbs/slides/09_analysis.ipynb #4b6f57aa
 def _try_slide(
