@@ -16,6 +16,21 @@ from osteonb.slides.analysis import analyze_slides
 from osteonb.synthetic.cohort import make_cohort
 from osteonb.synthetic.slides import draw_slide
 
+GRID = """
+splits = ["tile"]
+folds = 2
+draws = 5
+[base]
+tile_size = 64
+modality = "radiomics"
+max_epochs = 2
+min_epochs = 1
+width = 16
+[variants.chained]
+[variants.flat]
+head = "flat"
+"""
+
 
 def start_cluster():
     "Start two workers of one thread each."
@@ -91,4 +106,21 @@ def test_slide_command_though_a_worker_is_killed(tmp_path):
         kill_busy_worker(cluster, command)
         end_command(command)
     for name in ("slides.csv", "patients.csv"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+
+def test_experiment_though_a_worker_is_killed(tmp_path):
+    "`osteonb experiment --dask` writes the tables that it writes without."
+    data = make_cohort(tmp_path / "cohort", scale=0.25, size=64, n_jobs=1)
+    (tmp_path / "grid.toml").write_text(GRID)
+    common = ["experiment", tmp_path / "grid.toml", "--data", data, "--cache", tmp_path / "cache"]
+    end_command(start_command(*common, "--out", tmp_path / "alone", "--jobs", 1))
+    with start_cluster() as cluster:
+        words = [*common, "--out", tmp_path / "there", "--dask", cluster.scheduler_address]
+        command = start_command(*words)
+        kill_busy_worker(cluster, command)
+        end_command(command)
+    tables = [path.name for path in (tmp_path / "alone").iterdir() if path.suffix in (".csv", ".parquet")]
+    assert {"metrics.csv", "claims.csv"} <= set(tables)
+    for name in tables:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()

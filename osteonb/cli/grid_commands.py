@@ -145,11 +145,11 @@ def _benchmark(
 
     _check_benchmark(steps.split(","), n_tiles)
     config = _benchmark_config(backbone, image_size, precision, compile_backbone)
+    typer.echo(_device_name())  # the steps are logged, each when it is done
     with tempfile.TemporaryDirectory() as folder:
         tiles = read_tiles(make_cohort(Path(folder) / "cohort", scale=0.2, n_jobs=n_jobs))[0]
         cache = Path(folder) / "cache"
         table = run_benchmark(config, tiles, cache, n_tiles, tuple(steps.split(",")), rounds)
-    typer.echo(_device_name())
     _print_table(table)
     if out:
         write_table(table.reset_index().set_index("step"), out)

@@ -354,7 +354,7 @@ def run_benchmark(
     steps: tuple = tuple(_BENCHMARK_STEPS),  # which of `_BENCHMARK_STEPS`
     rounds: int = 2,  # of which the fastest counts, after one that does not
 ) -> pd.DataFrame:  # `tiles_per_second`, `peak_MB`, `times_plain`, `share_of_limit`
-    "Time the steps of a run, and log each when it is done; raise `InputError` where the number of tiles is no multiple of the batch."
+    "Time the steps of a run, and log each when it is done; raise `InputError` for part of a batch."
     if n < _BATCH_TILES or n % _BATCH_TILES:
         raise InputError(f"n: got {n}, wanted a multiple of {_BATCH_TILES}, the batch")
     some = tiles.iloc[np.arange(n) % len(tiles)].set_axis([f"tile {i}" for i in range(n)])

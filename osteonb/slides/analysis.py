@@ -195,7 +195,7 @@ def _save_map(
     p: np.ndarray,  # (rows, columns, 3), of `_blend_tile_probabilities`
     classes: np.ndarray,  # (rows, columns), of `_class_map`
 ) -> Figure:
-    "Draw the map and write `map.png`."
+    "Draw the map and write `map.png`; only a small slide is read again, for a finer picture."
     px_per_cell = int(np.clip(_MAP_PX / max(classes.shape), 2, 64))
     if px_per_cell > _PX_PER_CELL:  # a small slide
         picture = _read_overview(job.slide, job.grid, px_per_cell)
@@ -265,7 +265,7 @@ def analyze_slide(
     with folder_lock(job.output_dir):
         if result := _finished_result(job):
             return result
-        overview = _read_overview(job.slide, job.grid)
+        overview = _read_overview(job.slide, job.grid, n_jobs=n_jobs)
         tissue = _tissue_fraction(overview)
         tiles, unlike = _predict_job(job, tissue, cache_dir, n_jobs)
         return _write_result(job, overview, tissue, tiles, unlike)

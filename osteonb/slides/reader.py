@@ -6,8 +6,10 @@
 __all__ = ['Slide', 'open_slide']
 
 # %% ../../nbs/slides/01_reader.ipynb #3e444204
+import math
 import re
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -146,14 +148,16 @@ def _read_tiff_region(
     y: int,  # pixels of the level
     w: int,  # pixels
     h: int,  # pixels
+    decode: Callable | None = None,  # index -> as `_decode_segment`, which it is by default
 ) -> np.ndarray:  # (h, w, 3), uint8; white beyond the border
     "Read a piece of a level, segment by segment."
+    decode = decode or partial(_decode_segment, page)
     height, width = _segment_size(page)
     n_columns = -(-page.imagewidth // width)
     piece = np.full((h, w, 3), 255, np.uint8)
     for row in _segments_of_region(y, h, height, page.imagelength):
         for column in _segments_of_region(x, w, width, page.imagewidth):
-            pixels, top, left = _decode_segment(page, row * n_columns + column)
+            pixels, top, left = decode(row * n_columns + column)
             first_y, first_x = max(y, top), max(x, left)
             part = pixels[first_y - top : y + h - top, first_x - left : x + w - left, :3]
             rows = slice(first_y - y, first_y - y + part.shape[0])
@@ -174,6 +178,9 @@ def _color_levels(
     return pages
 
 
+_KEPT_PX = 2**26  # of tiles and strips that were decoded, 200 MB; a strip is as wide as the slide
+
+
 def _open_with_tifffile(
     path: Path,  # a TIFF
 ) -> Slide:
@@ -190,11 +197,17 @@ def _open_with_tifffile(
     except Exception as e:  # a damaged file raises errors of many kinds
         raise InputError(f"tifffile: {e}") from e
 
+    largest = max(math.prod(_segment_size(page)) for page in pages)
+
+    @lru_cache(maxsize=max(1, _KEPT_PX // largest))
+    def decode(level: int, index: int) -> tuple[np.ndarray, int, int]:
+        return _decode_segment(pages[level], index)
+
     def read(level: int, x: int, y: int, w: int, h: int) -> np.ndarray:
         left, top = round(x / scales[level]), round(y / scales[level])
         try:
             with file.filehandle.lock:
-                return _read_tiff_region(pages[level], left, top, w, h)
+                return _read_tiff_region(pages[level], left, top, w, h, partial(decode, level))
         except Exception as e:
             raise InputError(f"{path}: damaged at {x}, {y} ({type(e).__name__}: {e})") from e
 
