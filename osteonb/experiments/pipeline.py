@@ -258,7 +258,9 @@ def _check_predictions(
     fix = "predict again (osteonb predict)"
     run.check_step("predict", fix)
     known = run.tiles.join(run.folds)
-    run.check_table("predictions", known[known.part != "train"], fix)
+    known = known[known.part != "train"]
+    order = run.predictions.index.intersection(known.index)  # a baseline predicts part by part
+    run.check_table("predictions", pd.concat([known.loc[order], known.drop(order)]), fix)
 
 
 def evaluate_run(
