@@ -80,6 +80,23 @@ def reporting(folder, data):
     run(folder/"run", configure(**SMALL | dict(test_group="Case-904+P905", modality="radiomics")), data, folder/"cache", 1)
 
 
+def reporting_other(folder, data):
+    from osteonb.core.config import configure
+    from osteonb.experiments.pipeline import run
+    run(folder/"run", configure(**SMALL | dict(test_group="Case-948", modality="radiomics")), data, folder/"cache", 1)
+
+
+def reporting_again(folder, data):
+    "Whatever other run is in the folder, and however much of it."
+    from osteonb.core.config import configure
+    from osteonb.core.errors import InputError
+    from osteonb.experiments.pipeline import run
+    try: reporting(folder, data)
+    except InputError as e:
+        assert "--redo" in str(e)
+        run(folder/"run", configure(**SMALL | dict(test_group="Case-904+P905", modality="radiomics")), data, folder/"cache", 1, redo=True)
+
+
 def comparing(folder, data, n_jobs=1):
     from osteonb.experiments.grid_runs import run_grid
     run_grid(folder/"grid", tomllib.loads(GRID), data, folder/"cache", n_jobs)
@@ -216,7 +233,7 @@ def dying(folder, data, job, where):
         if watched: die(f"after {Path(target).name}")
     def unlinked(path, **more):
         unlink(path, **more)
-        if str(path).endswith(".ckpt"): die(f"without {path}")
+        if str(path).endswith((".ckpt", ".safetensors", ".parquet", ".json")): die(f"without {Path(path).name}")
     os.replace, os.unlink = replaced, unlinked
     job(folder, data)
 
@@ -234,6 +251,32 @@ def test_killed_at_each_file(job, where, data, undisturbed, tmp_path):
     assert process.exitcode == 0, (tmp_path/"a.txt").read_text()[-3000:]
     assert lives > 1
     same(tmp_path/"a", whole)
+
+
+def interrupted(folder, data):
+    "A training that is killed when its third epoch is kept."
+    replace, kept = os.replace, []
+    def replaced(source, target):
+        replace(source, target)
+        if str(target).endswith("last.ckpt"): kept.append(target)
+        if len(kept) == 3: os.killpg(0, signal.SIGKILL)
+    os.replace = replaced
+    training(folder, data)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut off"])
+def test_damaged_checkpoint(how, data, undisturbed, tmp_path):
+    "One bit of the last epoch's checkpoint flips, or it is cut off: one line names the file and the fix, and `--redo` ends as an undisturbed run."
+    process = begin(interrupted, tmp_path/"a", data)
+    assert end(process) and process.exitcode == -signal.SIGKILL
+    file = tmp_path/"a"/"run"/"checkpoints"/"last.ckpt"
+    content = bytearray(file.read_bytes())
+    if how == "flipped": content[len(content)//2] ^= 1
+    else: del content[-1000:]
+    file.write_bytes(content)
+    refused(*said(tmp_path/"a", words_of("train", tmp_path/"a", data)), str(file), "damaged", f"delete {file.parent}")
+    assert said(tmp_path/"a", [*words_of("train", tmp_path/"a", data), "--redo"])[0] == 0
+    same(tmp_path/"a", undisturbed(training)[0])
 
 
 # Downloads: a process of their own in `test_download`; here it is killed more often.

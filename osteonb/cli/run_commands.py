@@ -35,6 +35,11 @@ from osteonb.cli.app import (
 from ..core.errors import InputError
 
 # %% ../../nbs/cli/03_run_commands.ipynb #e6027703
+_Redo = Annotated[
+    bool, typer.Option("--redo", help="Remove the results in --out and make them again.")
+]
+
+
 def _run_options(
     out: _Out,
     data: _Data = None,
@@ -46,11 +51,12 @@ def _run_options(
     cache: _Cache = None,
     device: _Device = "auto",
     n_jobs: _Jobs = None,
-) -> tuple:  # `output_dir, config, data, cache_dir, n_jobs`, in the order of `run` and `train_run`
+    redo: _Redo = False,
+) -> tuple:  # `output_dir, config, data, cache_dir, n_jobs, redo`, as `run` and `train_run` take them
     "Choose the device and the configuration that the options of a run specify."
     _use_device(device)
     chosen = _make_config(data, preset, test_group or test_patient, settings, config)
-    return out, chosen, data, cache, n_jobs
+    return out, chosen, data, cache, n_jobs, redo
 
 
 def _with_run_options(
@@ -91,11 +97,12 @@ def _run(
     data: Path | None,
     cache: Path | None,
     n_jobs: int | None,
+    redo: bool,
 ) -> None:
     "Read, split, measure, train, predict, evaluate: from tiles to a report."
     from osteonb.experiments.pipeline import run
 
-    _print_results(run(out, config, data, cache, n_jobs), out)
+    _print_results(run(out, config, data, cache, n_jobs, redo), out)
 
 # %% ../../nbs/cli/03_run_commands.ipynb #01eee684
 @_command
@@ -106,13 +113,14 @@ def _train(
     data: Path | None,
     cache: Path | None,
     n_jobs: int | None,
+    redo: bool,
 ) -> None:
     "Read, split, measure and train; resumes where it was interrupted."
     from osteonb.core.runs import Run
     from osteonb.experiments.pipeline import train_run
     from osteonb.models.training import is_worker_process
 
-    finished = Run(train_run(out, config, data, cache, n_jobs))
+    finished = Run(train_run(out, config, data, cache, n_jobs, redo))
     if is_worker_process(config):
         return
     if config.model.estimator != "network":

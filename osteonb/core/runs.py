@@ -25,6 +25,7 @@ from osteonb.core.files import (
     write_json,
     write_table,
 )
+from .inputs import _RunRecord, _settings_differ_error
 from .labels import CLASSES, PROBABILITY_COLUMNS, add_scan_and_group
 from .recognition import _recognize_tiles
 
@@ -40,6 +41,7 @@ _RUN_FILES = {
     "scaler.json": "means and deviations of the training tiles; the features that were constant",
     "model.safetensors": "the weights of the best epoch",
     "made_with.json": "versions, and digests of the tables that it was trained on",
+    "inputs.json": "what each step read and wrote, as digests",
     "history.csv": "losses, λ, weights and validation AUC of every epoch",
     "predictions.parquet": "three probabilities a tile, and the gate's weight",
     "metrics.json": "the metrics of these predictions",
@@ -78,22 +80,6 @@ def _path_inside(
         fix = "put the file itself there"
         raise InputError(f"{path}: a link that leads out of the run folder; {fix}")
     return path
-
-# %% ../../nbs/core/08_runs.ipynb #5717973c
-def _settings_differ_error(
-    path: Path,  # the run folder
-    begun: Config,  # of the run that is there
-    asked: Config,  # of the run that is wanted
-) -> InputError | None:  # None where they are the same
-    "Return an error that names the first setting that differs."
-    begun_settings = {"preset": begun.preset} | begun.flat()
-    asked_settings = {"preset": asked.preset} | asked.flat()
-    for name in asked_settings:
-        if begun_settings[name] != asked_settings[name]:
-            differ = f"{name}: {begun_settings[name]!r} there, {asked_settings[name]!r} now"
-            fix = "choose another folder or delete it"
-            return InputError(f"{path}: holds a run with other settings ({differ}); {fix}")
-    return None
 
 # %% ../../nbs/core/08_runs.ipynb #4b59997b
 def _known_name(
@@ -358,7 +344,7 @@ class _ModelFolder(_RunTables):
         return super()._table(name)
 
 # %% ../../nbs/core/08_runs.ipynb #1ae6d77c
-class Run(_ModelFolder):
+class Run(_RunRecord, _ModelFolder):
     "Read and write a run folder: its settings, its tables and its other files."
 
     @classmethod
@@ -366,6 +352,7 @@ class Run(_ModelFolder):
         cls,
         path: "str | Path | Run",  # the folder that a run is to use
         config: Config,  # what the run is to do
+        redo: bool = False,  # the run that is there will be removed, whatever its settings
     ) -> None:
         "Raise an `InputError` for a folder with a run of other settings, or with files of no run."
         run = cls(Path(path))
@@ -375,7 +362,7 @@ class Run(_ModelFolder):
         if contains_files(run.path) and not begun:
             fix = "choose an empty or a new folder"
             raise InputError(f"{run.path}: holds something that is no run; {fix}")
-        if begun and (error := _settings_differ_error(run.path, run.config, config)):
+        if begun and not redo and (error := _settings_differ_error(run.path, run.config, config)):
             raise error
 
     @classmethod

@@ -58,6 +58,14 @@ def _bootstrap_weights(
     counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n)
     return counts[:, codes]
 
+# %% ../../nbs/evaluation/05_bootstrap.ipynb #ds000001
+def _draw_sums(
+    weights: np.ndarray,  # (draws, tiles)
+    values: np.ndarray,  # (tiles,)
+) -> np.ndarray:  # (draws,)
+    "Sum the values of each draw's tiles, in the order of the tiles."
+    return np.einsum("dt,t->d", weights, values)
+
 # %% ../../nbs/evaluation/05_bootstrap.ipynb #d10035ac
 def bootstrap_mean_interval(
     values: pd.Series,  # a number for each tile, none missing
@@ -70,7 +78,7 @@ def bootstrap_mean_interval(
     if len(tiles[_CLUSTER_COLUMNS["scan"]].drop_duplicates()) < 2:
         return np.nan, np.nan
     weights = _bootstrap_weights(tiles, "scan", n_draws, seed)
-    means = _safe_divide(weights @ values.to_numpy(float), weights.sum(1))
+    means = _safe_divide(_draw_sums(weights, values.to_numpy(float)), weights.sum(1))
     low, high = np.nanpercentile(means, [2.5, 97.5])
     return low, high
 
@@ -120,8 +128,8 @@ def _class_draws(
     return _confusion_draws(y, predicted, weights) | dict(
         roc_auc_macro=np.mean(pooled, axis=0),
         roc_auc_within=np.mean(within, axis=0),
-        log_loss=_safe_divide(-w @ np.log(likelihood), total),
-        brier=_safe_divide(w @ ((p - is_true) ** 2).sum(axis=1), total),
+        log_loss=_safe_divide(_draw_sums(w, -np.log(likelihood)), total),
+        brier=_safe_divide(_draw_sums(w, ((p - is_true) ** 2).sum(axis=1)), total),
     )
 
 # %% ../../nbs/evaluation/05_bootstrap.ipynb #773eab07
@@ -148,7 +156,7 @@ def _task_draws(
         specificity=_safe_divide(true_negatives, negatives),
         f1=np.where(positives > 0, f1, np.nan),
         accuracy=_safe_divide(true_positives + true_negatives, total),
-        brier=_safe_divide(w @ (score - target) ** 2, total),
+        brier=_safe_divide(_draw_sums(w, (score - target) ** 2), total),
     )
 
 # %% ../../nbs/evaluation/05_bootstrap.ipynb #4d6ba9de

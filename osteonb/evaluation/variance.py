@@ -23,9 +23,10 @@ def _robust_standard_error(
     if len(a) < 2:
         return np.full(u.shape[:-1], np.nan), np.nan
     factor = 1 - 2 * a + (a**2).sum()
-    centered = np.eye(len(a)) - a  # subtracts the weighted mean
-    form = centered.T @ np.diag(a**2 / factor) @ centered
-    df = np.trace(form) ** 2 / np.trace(form @ form)
+    d = a**2 / factor
+    # CᵀDC with D of diagonal d, and C = I - 1aᵀ, which subtracts the weighted mean
+    form = np.diag(d) - np.outer(d, a) - np.outer(a, d) + d.sum() * np.outer(a, a)
+    df = np.trace(form) ** 2 / (form**2).sum()
     return np.sqrt((u**2 / factor).sum(axis=-1)), float(df)
 
 # %% ../../nbs/evaluation/06_variance.ipynb #b3598d04

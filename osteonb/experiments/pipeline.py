@@ -37,6 +37,7 @@ from ..reports.run_page import run_report
 def _validate_run(
     config: Config,
     training_only: bool = False,  # False where the run is also predicted and reported
+    redo: bool = False,  # where results of before are removed
 ) -> None:
     "Raise `InputError` for settings that cannot work: feature names, absent weights, several processes."
     n_processes = config.training.devices * config.training.num_nodes
@@ -46,6 +47,8 @@ def _validate_run(
             "let them call `osteonb train`, then call `osteonb predict` and `osteonb evaluate` once"
         )
         raise InputError(f"{reason}; {fix}")
+    if n_processes > 1 and redo and detect_launcher():
+        raise InputError("--redo: several processes were started; remove the folder first")
     radiomics = config.radiomics
     feature_names(radiomics.channels, radiomics.masks, radiomics.feature_classes)
     make_backbone(config)
@@ -122,6 +125,18 @@ def _needs_training(
     return config.model.estimator == "network" and not run.file("model").exists()
 
 
+def _check_model_inputs(
+    run: Run,
+    same_version: bool = False,  # of osteonb, too
+) -> None:
+    "Raise `InputError` where a run's tables or model are not those of its training."
+    run.check_step("train", "train again with --redo, or choose another folder", same_version)
+    if not run.file("made_with").exists():
+        return
+    for change in provenance_warnings(run, tables_only=True):
+        raise InputError(f"{change}; train again with --redo, or choose another folder")
+
+
 def _remove_checkpoints(
     run: Run,
 ) -> None:
@@ -140,16 +155,24 @@ def _train_and_write(
     config = run.config
     tiles = tables["tiles"]
     folds = tables["folds"]
+    for name in ("tiles", "folds"):
+        run.check_table(name, tables[name])
+    _check_model_inputs(run, same_version=True)
     _write_data(run, tables)
+    run.record_step("tiles")
     features, undefined = _compute_features_quietly(config, tiles, cache_dir, n_jobs)
     if features is not None:
+        run.check_table("features", features)
         run.write("features", features)
         run.write("undefined", undefined)
+        run.record_step("features")
     if _needs_training(run, config):
+        run.record_step("train", finished=False)
         trained, history = fit(config, tiles, folds, features, run.path, cache_dir)
         run.write("history", history.set_index("epoch"))
         save_model(trained, run.path, _training_tables(run, tiles, folds, features))
     _remove_checkpoints(run)
+    run.record_step("train")
 
 
 def train_run(
@@ -158,16 +181,19 @@ def train_run(
     data: str | Path | None = None,  # a release or a CSV of tiles; None for the synthetic cohort
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
     n_jobs: int | None = None,  # processes; None for one per core
+    redo: bool = False,  # remove the results of before, also of other settings or tiles
 ) -> Path:  # the run folder, with its model; a baseline has none
     "Read, split, measure and fit; raise `InputError` for what cannot work. A helping process writes nothing."
-    _validate_run(config, training_only=True)
+    _validate_run(config, training_only=True, redo=redo)
     is_worker = is_worker_process(config)
     if not is_worker:
-        Run.check(output_dir, config)
+        Run.check(output_dir, config, redo)
     cache_dir = Path(cache_dir or default_cache_dir())
     data = _data_or_cohort(data, config.data.tile_size, cache_dir, n_jobs)
     tables = _read_data(config, data, cache_dir, n_jobs)
     if not is_worker:
+        if redo:
+            Run(Path(output_dir)).remove_results()  # a folder to write to is never the packaged model
         run = Run.open(output_dir, config)
         with folder_lock(run.path):
             _train_and_write(run, tables, cache_dir, n_jobs)
@@ -182,9 +208,10 @@ def predict_run(
     run: str | Path,  # a trained run, or one whose settings name a baseline
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
 ) -> pd.DataFrame:  # of validation and test tiles
-    "Predict a run's validation and test parts, and write the predictions into its folder."
+    "Predict validation and test parts into the folder; raise `InputError` for tables of another model."
     run = Run(run)
     tiles, folds, features = run.load_tables()
+    _check_model_inputs(run)
     cache_dir = cache_dir or default_cache_dir()
     if run.config.model.estimator == "network":
         unseen = tiles[folds.part != "train"]
@@ -192,6 +219,7 @@ def predict_run(
     else:
         predictions = predict_baseline(run.config, tiles, folds, features, cache_dir)
     run.write("predictions", predictions)
+    run.record_step("predict")
     return predictions
 
 # %% ../../nbs/experiments/02_pipeline.ipynb #dae00bd4
@@ -223,14 +251,26 @@ def predict_tiles(
     return predictions.assign(fold=known.fold.iloc[0])
 
 # %% ../../nbs/experiments/02_pipeline.ipynb #d3b79f6a
+def _check_predictions(
+    run: Run,
+) -> None:
+    "Raise `InputError` where predictions are of another model or other tiles than the run's."
+    fix = "predict again (osteonb predict)"
+    run.check_step("predict", fix)
+    known = run.tiles.join(run.folds)
+    run.check_table("predictions", known[known.part != "train"], fix)
+
+
 def evaluate_run(
     run: str | Path,  # a run with predictions
 ) -> pd.DataFrame:  # `scope, metric, value, n, reason`
-    "Evaluate a run's predictions, and write its metrics and its report."
+    "Write metrics and a report; raise `InputError` where the predictions are not this run's."
     run = Run(run)
+    _check_predictions(run)
     metrics = evaluate(run.predictions)
     run.write("metrics", metrics_to_dict(metrics))
     run_report(run.path)
+    run.record_step("evaluate")
     return metrics
 
 # %% ../../nbs/experiments/02_pipeline.ipynb #162ad161
@@ -240,9 +280,10 @@ def run(
     data: str | Path | None = None,  # a release or a CSV of tiles; None for the synthetic cohort
     cache_dir: str | Path | None = None,  # None for `default_cache_dir()`
     n_jobs: int | None = None,  # processes; None for one per core
+    redo: bool = False,  # remove the results of before, also of other settings or tiles
 ) -> pd.DataFrame:  # the metrics
     "Train, predict, evaluate and report; raise `InputError` for what cannot work."
     _validate_run(config)
-    folder = train_run(output_dir, config, data, cache_dir, n_jobs)
+    folder = train_run(output_dir, config, data, cache_dir, n_jobs, redo)
     predict_run(folder, cache_dir)
     return evaluate_run(folder)

@@ -26,6 +26,7 @@ from .batches import make_dataset
 from .loss import _fitted_tiles, _group_names, _group_weights, _trainable_config
 from .pooling import _PatchPooling, _pool_tiles
 from .scaling import fit_scaler
+from .threads import _one_thread
 
 # %% ../../nbs/models/13_baseline.ipynb #ab8fa568
 _BASELINES = ("majority", "logistic", "trees", "svm")
@@ -186,6 +187,7 @@ def _geometric_mean(
     return joined
 
 # %% ../../nbs/models/13_baseline.ipynb #fa391710
+@_one_thread()
 def _answer_tiles(
     config: Config,
     known: pd.DataFrame,  # tiles to fit on, with `group` or `patient`, and `label`

@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/models/11_callbacks.ipynb #5006a8ed
+import hashlib
 import io
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
+from ..core.errors import InputError
 from ..core.files import atomic_write
 from .loss import HierarchicalLoss
 from .selection import _selection_score
@@ -141,9 +144,37 @@ class _EpochBar(Callback):
         "Leave the bar on the screen."
         self.bar.close()
 
+# %% ../../nbs/models/11_callbacks.ipynb #ck000002
+_SEAL = b"osteonb checkpoint, SHA-256 "  # begins a file; 64 hexadecimal digits and a line end follow
+
+
+def _seal_checkpoint(
+    data: bytes,  # as torch writes a checkpoint
+) -> bytes:
+    "Return a checkpoint with its SHA-256 before it."
+    return _SEAL + hashlib.sha256(data).hexdigest().encode() + b"\n" + data
+
+
+def _read_checkpoint(
+    path: str | Path,  # of `_AtomicCheckpoints`, or of an older version
+) -> dict[str, Any]:  # on the CPU
+    "Read a checkpoint; raise `InputError` where it is not what was written."
+    data = Path(path).read_bytes()
+    reason = "damaged, not the checkpoint that was written"
+    advice = f"{reason}; delete {Path(path).parent} to train from the first epoch"
+    seal, _, content = data.partition(b"\n")
+    if data.startswith(_SEAL):
+        if _seal_checkpoint(content) != data:
+            raise InputError(f"{path}: {advice}")
+        data = content
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as e:  # of many types
+        raise InputError(f"{path}: {advice} ({type(e).__name__})") from e
+
 # %% ../../nbs/models/11_callbacks.ipynb #fe3a75e5
 class _AtomicCheckpoints(TorchCheckpointIO):
-    "Write checkpoints completely, or not at all."
+    "Write checkpoints completely or not at all, and read what was written."
 
     def save_checkpoint(
         self,
@@ -154,7 +185,16 @@ class _AtomicCheckpoints(TorchCheckpointIO):
         "Write to a temporary name, and rename the file."
         torch.save(checkpoint, data := io.BytesIO())
         with atomic_write(path) as part:
-            part.write_bytes(data.getvalue())
+            part.write_bytes(_seal_checkpoint(data.getvalue()))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,  # of the file
+        *_: Any,  # a device and the loader's limits: it is the CPU, and tensors alone
+        **__: Any,
+    ) -> dict[str, Any]:
+        "Read a checkpoint; raise `InputError` where it is damaged."
+        return _read_checkpoint(path)
 
 # %% ../../nbs/models/11_callbacks.ipynb #1ea57094
 class _BestCheckpoint(ModelCheckpoint):
@@ -172,6 +212,22 @@ class _BestCheckpoint(ModelCheckpoint):
             best_k_models={path: state["best_model_score"]},
         )
         super().load_state_dict(state | moved)
+
+# %% ../../nbs/models/11_callbacks.ipynb #ck000006
+def _checkpoint_to_resume(
+    kept: Path,  # `best.ckpt`, or `last.ckpt` where the last epoch is kept
+    last: Path,  # `last.ckpt`
+) -> Path | None:  # None where training begins
+    "Return the checkpoint to resume from; raise `InputError` where the kept epoch's is damaged."
+    if not (kept.exists() and last.exists()):
+        return None
+    _read_checkpoint(kept)
+    try:
+        _read_checkpoint(last)
+    except InputError:
+        warnings.warn(f"{last}: damaged; resumed from {kept.name}, an earlier epoch", stacklevel=2)
+        return kept
+    return last
 
 # %% ../../nbs/models/11_callbacks.ipynb #e0f1e7f2
 # keys in checkpoints of version 0.1 -> today's; `Best{'monitor': …}` counts as `Best`

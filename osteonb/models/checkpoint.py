@@ -27,6 +27,7 @@ from ..core.files import json_digest, read_json, read_table
 from ..core.labels import TASKS
 from ..core.runs import Run
 from .backbone import Backbone, _state_digest, make_backbone
+from .binding import _bound_settings, _check_settings
 from osteonb.models.fusion import (
     FusionNet,
     TrainedModel,
@@ -159,10 +160,10 @@ def _table_digest(
 # %% ../../nbs/models/14_checkpoint.ipynb #62dda74c
 def _model_digests(
     trained: TrainedModel,
-) -> dict[str, str]:  # `backbone`, `features`, `scaler`, `weights`; "" for what it lacks
-    "Return digests of all that a model consists of."
+) -> dict[str, Any]:  # of `backbone`, `features`, `scaler`, `weights`; "" for what it lacks
+    "Return digests of all that a model consists of, after the settings that belong to it."
     scaler = trained.scaler
-    return dict(
+    return _bound_settings(trained.config) | dict(
         backbone=getattr(trained.backbone, "digest", ""),
         features="" if scaler is None else json_digest(list(scaler.mean.index)),
         scaler="" if scaler is None else json_digest(_scaler_to_dict(scaler)),
@@ -296,18 +297,26 @@ def _check_digests(
         raise InputError(f"{path}: {problem} than {here}")
 
 # %% ../../nbs/models/14_checkpoint.ipynb #b2fd7af8
-def _trained_head(
-    head: str,  # of the run's settings
+def _read_header(
     path: Path,  # `model.safetensors`
-) -> str:  # of the network in the file
-    "Return the one task that a hierarchical network was trained for, where training lacked a class."
+) -> tuple[list[str], dict[str, Any]]:  # names of the tensors; `_model_digests` as written
+    "Read what a model file says of itself; nothing where it cannot be read."
     try:
         with safe_open(path, "pt") as file:
-            # `heads.tumor.weight`, of a late fusion `side_heads.image.tumor.weight`, of several
-            # networks `members.0.heads.tumor.weight`
-            names = {name.split(".")[-2] for name in file.keys() if "heads." in name}
+            written = json.loads((file.metadata() or {}).get("inputs", "{}"))
+            return list(file.keys()), dict(written)
     except Exception:
-        return head  # `_load_weights` says what is wrong
+        return [], {}  # `_load_weights` says what is wrong
+
+
+def _trained_head(
+    head: str,  # of the run's settings
+    tensors: list[str],  # names in the file
+) -> str:  # of the network in the file
+    "Return the one task that a hierarchical network was trained for, where training lacked a class."
+    # `heads.tumor.weight`, of a late fusion `side_heads.image.tumor.weight`, of several
+    # networks `members.0.heads.tumor.weight`
+    names = {name.split(".")[-2] for name in tensors if "heads." in name}
     is_reduced = head == "hierarchical" and len(names) == 1 and names <= set(TASKS)
     return names.pop() if is_reduced else head
 
@@ -319,7 +328,9 @@ def load_model(
     run = run if isinstance(run, Run) else Run(run)
     run.check_files()
     config, path = run.config, run.path_of("model.safetensors")
-    config = config.replace(head=_trained_head(config.model.head, path))
+    tensors, written = _read_header(path)
+    config = config.replace(head=_trained_head(config.model.head, tensors))
+    _check_settings(run, config, written)
     scaler = None
     if config.model.modality != "image":
         scaler = _read_scaler(run.file("scaler"))
@@ -349,6 +360,7 @@ def _version_warnings(
 
 def provenance_warnings(
     run: str | Path | Run,  # a run folder with a model
+    tables_only: bool = False,  # nothing about versions
 ) -> list[str]:  # a sentence each; empty where all is as it was
     "Return what differs from when a run was trained."
     run = run if isinstance(run, Run) else Run(run)
@@ -356,11 +368,11 @@ def provenance_warnings(
         return []
     file = run.file("made_with")
     if not file.exists():
-        return [f"{file}: absent, so what this model was made with is not known"]
+        return [] if tables_only else [f"{file}: absent, so what this model was made with is not known"]
     made_with = read_json(file)
     if not isinstance(made_with, dict):
         made_with = {}
-    warnings = _version_warnings(run, made_with.get("versions", {}))
+    warnings = [] if tables_only else _version_warnings(run, made_with.get("versions", {}))
     for name, digest in made_with.get("data", {}).items():
         path = run.path / name
         if path.exists() and _table_digest(read_table(path), name) != digest:

@@ -24,6 +24,7 @@ from ..data.pixels import read_tiles_ahead
 from .augment import _eight_orientations
 from .backbone import _OFFLINE_BACKBONES
 from .patches import _cut_patches, _patch_starts, _reduced_side_px
+from .threads import _map_in_threads
 
 # %% ../../nbs/models/05_embedding.ipynb #b77c9841
 def best_device() -> torch.device:
@@ -71,6 +72,21 @@ def _warn_of_slow_bf16() -> None:
 
 # %% ../../nbs/models/05_embedding.ipynb #bc187137
 @torch.inference_mode()
+def _embed_patches(
+    patches: Tensor,  # (N, 3, s, s) bytes
+    backbone: nn.Module,  # (B, 3, s, s) bytes -> (B, width), on its device
+    n_parts: int,  # batches of about one size
+    precision: str,  # `fp32`, or `bf16`
+) -> np.ndarray:  # (N, width), float32
+    "Pass patches through the backbone."
+    device = best_device()
+    found = []
+    for part in patches.tensor_split(n_parts):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            found.append(backbone(part.to(device)).float().cpu())  # (b, width)
+    return torch.cat(found).numpy()
+
+
 def compute_embeddings(
     tiles: pd.DataFrame,  # with `path`, and `sha256` where files are to be compared with it
     backbone: nn.Module,  # (B, 3, s, s) bytes -> (B, width)
@@ -89,16 +105,19 @@ def compute_embeddings(
     n = max(1, batch_size // (views * n_patches))  # tiles at a time
     n_parts = -(-n * views * n_patches // batch_size)  # batches of about one size
     pixels = read_tiles_ahead(tiles.path, image_size, 2 * batch_size, tiles.get("sha256"))
-    rows = []
-    for _ in tqdm(range(0, len(tiles), n), "embedding tiles", unit="batch", disable=None):
-        some = list(itertools.islice(pixels, n))
+
+    def embed(some: list[np.ndarray]) -> np.ndarray:
         patches = _view_patches(_fill_batch(some, n), views, patch_size)
-        found = []
-        for part in patches.flatten(0, 2).tensor_split(n_parts):
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                found.append(backbone(part.to(device)).float().cpu())  # (b, width)
-        rows.append(torch.cat(found).unflatten(0, patches.shape[:3])[: len(some)].numpy())
-    return np.concatenate(rows)
+        found = _embed_patches(patches.flatten(0, 2), backbone, n_parts, precision)
+        return found.reshape(*patches.shape[:3], -1)[: len(some)]
+
+    batches = (list(itertools.islice(pixels, n)) for _ in range(0, len(tiles), n))
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    found = _map_in_threads(embed, batches, n_threads)
+    n_batches = -(-len(tiles) // n)
+    return np.concatenate(
+        list(tqdm(found, "embedding tiles", n_batches, unit="batch", disable=None))
+    )
 
 # %% ../../nbs/models/05_embedding.ipynb #c322592e
 _EMBEDDING_VERSION = 3  # raise it when the way from file to embedding changes
@@ -112,6 +131,12 @@ def _name_backbone(
     name = getattr(backbone, "name", "")
     # the packaged ones have tensors of different shapes, and embeddings of before have no name
     return settings if not name or name in _OFFLINE_BACKBONES else settings | dict(name=name)
+
+
+def _name_card() -> dict[str, str]:  # setting of the cache; none on a processor
+    "Return the graphics card that embeds, since the last bits are its own."
+    on_card = best_device().type == "cuda"
+    return dict(card=torch.cuda.get_device_name()) if on_card else {}
 
 
 def embed_tiles(
@@ -140,7 +165,7 @@ def embed_tiles(
 
     settings = {}
     if cache_dir is not None:  # a digest takes time
-        settings = _name_backbone(backbone)
+        settings = _name_backbone(backbone) | _name_card()
     return compute_array_rows(cache_dir, settings | how, tiles, compute)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.cache import TileArrays, arrays_in_memory
 from ..core.config import setting_choices
 from ..core.errors import unknown_name_error
+from .threads import _one_thread
 
 # %% ../../nbs/models/06_pooling.ipynb #81826d19
 _ATTENTION_UNITS = 128  # rows of V and U, as in the publication
@@ -75,6 +76,7 @@ class _PatchPooling(nn.Module):
 _CHUNK_TILES = 64  # tiles that are pooled at a time
 
 
+@_one_thread()
 @torch.inference_mode()
 def _pool_tiles(
     images: TileArrays,  # (views, P, width) embeddings of each tile

@@ -18,6 +18,7 @@ from .batches import TileDataset, make_loader
 from .embedding import _embed_with_config
 from .fusion import FusionNet, TrainedModel
 from .loss import _logits_to_probabilities
+from .threads import _one_thread
 
 # %% ../../nbs/models/15_prediction.ipynb #06b68f99
 def _enable_dropout(
@@ -48,6 +49,7 @@ def _predict_batches(
     return torch.cat(rows)
 
 # %% ../../nbs/models/15_prediction.ipynb #b234beb7
+@_one_thread()
 def average_passes(
     net: FusionNet,  # in evaluation mode afterwards
     batches: DataLoader,  # of `make_loader`, in order, with embeddings

@@ -38,8 +38,10 @@ from osteonb.models.callbacks import (
     _AtomicCheckpoints,
     _BestCheckpoint,
     _callback_states,
+    _checkpoint_to_resume,
     _EpochBar,
     _History,
+    _read_checkpoint,
 )
 from osteonb.models.fusion import (
     FusionNet,
@@ -59,6 +61,7 @@ from osteonb.models.loss import (
 from .pooling import _pool_tiles
 from .scaling import _FeatureScaler, fit_scaler
 from .selection import _check_finite, _check_validation
+from .threads import _trains_backbone, _training_threads
 
 # %% ../../nbs/models/12_training.ipynb #b39f5c55
 class _ShardedNetwork(L.LightningModule):
@@ -79,6 +82,8 @@ class _ShardedNetwork(L.LightningModule):
     def setup(self, stage: str) -> None:
         "Switch on determinism in this process, and find its shard: its part of each batch."
         set_seed(self.config.training.seed)
+        if not _trains_backbone(self.config):
+            torch.set_num_threads(1)  # in a process that Lightning started
         # Lightning advises more processes for loading, which tiles in memory do not need
         warnings.filterwarnings("ignore", module="lightning")
         self.shard = (self.trainer.global_rank, self.trainer.world_size)
@@ -243,23 +248,23 @@ def train_loop(
     valid: DataLoader | None,  # of the validation part; None where there is none
     folder: Path,  # for `checkpoints/`
 ) -> pd.DataFrame:  # the history: a row for each epoch
-    "Train, stop early, keep an epoch; raise `InputError` where training diverges at once."
+    "Train, stop early, keep an epoch; raise `InputError` where it diverges at once or a checkpoint is damaged."
     config, checkpoints = learner.config, folder / "checkpoints"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = _make_trainer(config, _make_callbacks(config, checkpoints), folder)
     kept_path = checkpoints / f"{config.training.keep_epoch}.ckpt"
     last_path = checkpoints / "last.ckpt"
-    resume = last_path if last_path.exists() and kept_path.exists() else None
+    resume = _checkpoint_to_resume(kept_path, last_path)
     if config.training.compile_backbone and learner.net.backbone is not None:
         learner.net.backbone.body.compile()
     if config.training.devices > 1:
         # with torch's default, sharing by open files, the processes cannot be started
         torch.multiprocessing.set_sharing_strategy("file_system")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _training_threads(config):
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(learner.train(), train, valid, ckpt_path=resume, weights_only=True)
-    kept = torch.load(kept_path, map_location="cpu", weights_only=True)
-    ended = torch.load(last_path, map_location="cpu", weights_only=True)
+    kept = _read_checkpoint(kept_path)
+    ended = _read_checkpoint(last_path)
     trainer.strategy.barrier()  # the first process may remove the files: wait until all have read them
     learner.cpu().load_state_dict(kept["state_dict"])
     learner.eval()
@@ -344,7 +349,7 @@ def _train_members(
         place = folder / "checkpoints" / f"member-{number}"
         finished = place / f"{config.training.max_epochs}-epochs.ckpt"
         if finished.exists():
-            kept = torch.load(finished, map_location="cpu", weights_only=True)
+            kept = _read_checkpoint(finished)
             net.load_state_dict(kept["state_dict"])
             history = pd.DataFrame(kept["history"])
         else:

@@ -7,6 +7,7 @@ __all__ = ['run_report']
 
 # %% ../../nbs/reports/05_run_page.ipynb #a7e26f88
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -313,6 +314,39 @@ def _subtitle(
     parts = [model.modality, model.head, backbone, f"preset {config.preset}"]
     return " · ".join([*parts, note] if note else parts)
 
+# %% ../../nbs/reports/05_run_page.ipynb #rc000002
+_SAME_NUMBERS = (
+    "The same settings on the same tiles give the same figures, whatever the number of threads and jobs, "
+    "on a computer of the same kind with the same versions. Another one rounds otherwise, which training may carry "
+    "into the third digit."
+)
+
+
+def _device_text(
+    computer: dict[str, Any],  # `computed_on` of a step, as `inputs.json` records it
+) -> str:
+    "Name the graphics card, or the processor with the instructions that torch used."
+    instructions = computer.get("instructions", "")
+    return f"{computer['device']} ({instructions})" if instructions else computer["device"]
+
+
+def _computer_text(
+    run: Run,
+) -> str:
+    "Say what computed a run, and what its figures depend on besides the settings."
+    path = run.path_of("inputs.json")
+    steps = read_json(path) if path.exists() else {}
+    computers = {}
+    for step, word in dict(train="trained", predict="predicted").items():
+        if "computed_on" in steps.get(step, {}):
+            computers[word] = steps[step]["computed_on"]
+    where = " and ".join(f"{word} on {_device_text(on)}" for word, on in computers.items())
+    where = f"It was {where}. " if where else "The run does not say what computed it. "
+    threads = computers.get("trained", {}).get("threads")
+    if threads and not run.config.model.freeze_backbone and run.config.model.modality != "radiomics":
+        where += f"A backbone that is trained there depends on the number of threads too: {threads}. "
+    return where + _SAME_NUMBERS
+
 # %% ../../nbs/reports/05_run_page.ipynb #6029c844
 def run_report(
     run: str | Path | Run,  # a run with predictions
@@ -327,7 +361,6 @@ def run_report(
     metrics = evaluate(predictions)
     note = "synthetic cohort" if (tiles.cohort == "synthetic").any() else ""
     settings = pd.DataFrame({"value": {name: str(value) for name, value in config.flat().items()}})
-    settings_text = "All settings; the same settings on the same tiles give the same figures."
     parts = [
         _page_heading(f"osteonb: {group} held out", _subtitle(config, note)),
         warning_box(run_warnings(config, tiles, folds)),
@@ -337,7 +370,7 @@ def run_report(
         _data_section(tiles, folds, run.excluded, note),
         _training_section(run, note),
         _features_section(run, note),
-        html_section("Settings", settings_text, html_details("All settings", html_table(settings))),
+        html_section("Settings", _computer_text(run), html_details("All settings", html_table(settings))),
         _RESEARCH_NOTE,
     ]
     return write_page(run.file("report"), f"osteonb: {group}", parts)
