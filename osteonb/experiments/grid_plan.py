@@ -28,6 +28,7 @@ from osteonb.core.files import (
     write_table,
 )
 from ..core.labels import HEADS, TASKS, TITLES
+from ..core.runs import Run
 from ..data.splits import find_untrainable_tasks, leave_one_group_out, random_tile_folds
 from .grid import _SPLITS, _Grid, _variant_configs
 
@@ -225,6 +226,16 @@ class _GridRun:
     def key(self) -> dict[str, str | int]:
         "Return the values of the columns that identify this grid run."
         return {name: getattr(self, name) for name in _KEYS}
+
+
+def _check_finished_runs(
+    runs: list[_GridRun],
+) -> None:
+    "Raise `InputError` where a file of a finished grid run is not what was written."
+    fix = "delete this folder, or choose another one for the grid"
+    for run in map(Run, dict.fromkeys(run.folder for run in runs)):
+        if run.file("predictions").exists():
+            run.check_step("predict", fix)
 
 
 def _fitted_settings(

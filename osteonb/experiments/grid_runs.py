@@ -38,6 +38,7 @@ from ..evaluation.tables import metrics_to_dict
 from .grid import _Grid, _setting_changes, _variant_configs, read_grid
 from osteonb.experiments.grid_plan import (
     _KEYS,
+    _check_finished_runs,
     _grid_folds,
     _GridFolder,
     _GridRun,
@@ -178,8 +179,12 @@ def _compute_grid_run(
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             _fit_grid_run(run, tiles, features, cache_dir, wait)
+        files = Run(run.folder)
         for name, source in links.items():
-            _link_file(source, Run(run.folder).file(name))
+            _link_file(source, files.file(name))
+        if not files.file("inputs").exists():
+            for step in ("tiles", "features", "train", "predict"):
+                files.record_step(step)
     except FolderLockedError:
         return None
     except InputError as e:
@@ -378,6 +383,7 @@ def run_grid(
     folds = _grid_folds(grid, tiles, settings.valid_fraction, settings.valid_by)
     runs, skipped = _plan_grid_runs(folder, grid, tiles, folds)
     _open_grid_folder(folder, tiles, excluded, redo)
+    _check_finished_runs(runs)
     shared = _compute_shared_features(folder, runs, tiles, cache_dir, n_jobs)
     failed = _compute_grid_runs(folder, runs, tiles, shared, cache_dir, n_jobs)
     skipped = pd.concat([skipped, failed], ignore_index=True)
