@@ -25,7 +25,7 @@ folder, n_jobs = Path(sys.argv[1]), int(sys.argv[2])
 data, cache = folder / "cohort", folder / "cache"
 settings = dict(
     test_group="Case-904+P905", tile_size=64, image_size=64, patch_size=32, pooling="mean_std", pretrained_weights="none",
-    feature_classes=("firstorder", "glcm"), masks=("tile",), bin_width=1.0, max_epochs=4, min_epochs=4, mc_dropout_passes=2,
+    feature_classes=("firstorder", "glcm"), masks=("tile",), bin_width=1, max_epochs=4, min_epochs=4, mc_dropout_passes=2,
 )
 
 if __name__ == "__main__":
@@ -36,7 +36,7 @@ if __name__ == "__main__":
         predict_run(folder / name, cache)
     evaluate_run(folder / "network")
     write_table(predict_tiles(folder / "network", data, cache, n_jobs), folder / "predicted.parquet")
-    run_grid(folder / "grid.toml", folder / "grid", data, cache, n_jobs)
+    run_grid(folder / "grid", folder / "grid.toml", data, cache, n_jobs)
 """
 GRID = """
 name = "A small grid"
