@@ -83,9 +83,8 @@ def folders(tmp_path_factory) -> list[Path]:
     second = tmp_path_factory.mktemp("second") / "further down"
     shutil.copytree(first, second)
     jobs = [start(first, n_threads=1, n_jobs=2, hash_seed=0), start(second, n_threads=2, n_jobs=1, hash_seed=1)]
-    for job in jobs:
-        output, _ = job.communicate()
-        assert job.returncode == 0, output
+    outputs = [job.communicate()[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(outputs)
     return [first, second]
 
 
