@@ -46,11 +46,11 @@ class Stage:
 
     def __init__(self, root: Path):
         self.cohort = make_cohort(root / "cohort", scale=0.25, size=64, n_jobs=1)
-        self.large = make_cohort(root / "large", scale=0.05, size=1024, n_jobs=1)
+        self.large = make_cohort(root / "large", scale=0.02, size=512, n_jobs=1)
         self.run = small_run()
         self.slides = root / "slides"
         for seed in range(2):
-            draw_slide(self.slides / f"s{seed}.tif", ratio=0.5, seed=seed, cells=24, size=64)
+            draw_slide(self.slides / f"s{seed}.tif", ratio=0.5, seed=seed, cells=12, size=64)
         self.grid = root / "grid.toml"
         self.grid.write_text(GRID)
         self.server = socket.create_server(("127.0.0.1", 0))
@@ -66,13 +66,13 @@ class Stage:
             "run": ["run", *train],
             "train": ["train", *train, "--set", "modality=radiomics"],
             "train, trunk": ["train", *train, "--set", "freeze_backbone=False augment=True"],
-            "synthesize": ["synthesize", "--out", folder / "new", "--size", 1024, "--jobs", 2],
+            "synthesize": ["synthesize", "--out", folder / "new", "--size", 512, "--jobs", 2],
             "download": ["download", folder / "release"],
-            "features": ["features", self.large, "--out", folder / "f.parquet", "--jobs", 2, *cache],
-            "features, reference": ["features", self.large, "--out", folder / "f.csv", "--engine", "pyradiomics", "--jobs", 2, *cache],
+            "features": ["features", self.large, "--tile-size", 512, "--out", folder / "f.parquet", "--jobs", 2, *cache],
+            "features, reference": ["features", self.large, "--tile-size", 512, "--out", folder / "f.csv", "--engine", "pyradiomics", "--masks", "tile", "--classes", "firstorder,glcm", "--jobs", 2, *cache],
             "predict": ["predict", self.run, "--data", self.cohort, "--out", folder / "p.parquet", *cache],
             "evaluate": ["evaluate", folder / "copy"],
-            "audit": ["audit", self.large, "--out", folder / "audit.html", *cache],
+            "audit": ["audit", self.large, "--tile-size", 512, "--out", folder / "audit.html", *cache],
             "experiment": ["experiment", self.grid, "--data", self.cohort, "--out", folder / "grid", "--jobs", 2, *cache],
             "slide": ["slide", self.slides / "s0.tif", *slide],
             "slides": ["slide", self.slides, "--jobs", 2, *slide],
@@ -115,13 +115,9 @@ class Command:
         return found
 
     def wait_until_it_hears(self) -> None:
-        "Wait until the command has blocked SIGTERM, its way to hear it."
-        status = Path(f"/proc/{self.process.pid}/status")
+        "Wait until the command has started its job: it takes signals by then."
         end = time.monotonic() + 60
-        while time.monotonic() < end and self.process.poll() is None:
-            blocked = status.read_text().split("SigBlk:")[1].split()[0]
-            if int(blocked, 16) >> signal.SIGTERM - 1 & 1:
-                return
+        while len(self.processes()) < 2 and self.process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
 
     def send(self, number: int, way: str) -> float:
@@ -153,7 +149,8 @@ def stop(words: list, stage: Stage, folder: Path, moment: float, number: int, wa
     command.wait_until_it_hears()
     try:
         command.process.wait(moment)
-        assert command.process.returncode in (0, 1), command.said.read_text()
+        may_be_one = words[0] in ("audit", "download")  # where it finds something, or nobody answers
+        assert command.process.returncode in ((0, 1) if may_be_one else (0,)), command.said.read_text()
         return None
     except subprocess.TimeoutExpired:
         pass
@@ -183,7 +180,7 @@ COMMANDS += ["experiment", "slide", "slides", "explain", "export", "benchmark", 
 WAYS = ["once", "group", "twice", "once"]
 
 
-@pytest.mark.parametrize("n, name", enumerate(COMMANDS))
+@pytest.mark.parametrize("n, name", list(enumerate(COMMANDS)))
 def test_a_command_stops(n, name, stage, tmp_path):
     "Twenty signals: SIGTERM and Ctrl-C in turn; to the one process, to all of its group as a terminal does, and twice."
     chance = random.Random(n)

@@ -60,6 +60,7 @@ def run_in_directory(
 ) -> Any:  # `function(*args, **kwargs)`
     "Call a function in a folder, from a worker that may have been started in another."
     import joblib  # not at the top: `--help` needs no joblib
+    from threadpoolctl import threadpool_limits
 
     if Path(folder).is_dir():
         os.chdir(folder)
@@ -67,7 +68,7 @@ def run_in_directory(
     if stoppable:
         signal.signal(signal.SIGTERM, _leave_call)
     try:
-        with joblib.parallel_config("threading"):
+        with joblib.parallel_config("threading"), threadpool_limits(1, "blas"):
             return function(*args, **kwargs)
     except SystemExit as stop:
         if not stoppable:
