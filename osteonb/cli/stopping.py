@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/cli/09_stopping.ipynb #587cdf7c
+import atexit
 import contextlib
 import os
 import shutil
@@ -156,7 +157,7 @@ def _end_group(
 ) -> None:
     "Kill what is left of a group, and remove what it shared."
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        for _ in range(50):  # half a second: the system may be slow to end the last
+        for _ in range(20):  # the last may have started another in the meantime
             os.killpg(job, signal.SIGKILL)
             time.sleep(0.01)
     _remove_shared_memory(job)
@@ -178,6 +179,19 @@ def _exit_status(
     return 128 + (stopped_by or -status)
 
 
+def _end_at_once_if_stopped(
+    job: Callable[[], None],  # the command's work
+) -> None:
+    "Run a job; where it is stopped, clear up and leave without a word from libraries taken apart."
+    try:
+        job()
+    except SystemExit as end:
+        if end.code in _STOPPED:
+            atexit._run_exitfuncs()
+            os._exit(end.code)
+        raise
+
+
 def _run_watched(
     job: Callable[[], None],  # the command's work; it may end with `SystemExit`
 ) -> None:
@@ -192,7 +206,7 @@ def _run_watched(
     if not child:
         os.close(held)
         _begin_job(alive, mask)
-        job()
+        _end_at_once_if_stopped(job)
         return
     os.close(alive)
     with contextlib.suppress(OSError):  # it was faster
