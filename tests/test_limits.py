@@ -54,7 +54,7 @@ def call(words: list, limits: dict | None = None, **options) -> subprocess.Compl
     line = [sys.executable, "-m", "osteonb", *map(str, words)]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | options
     environment = os.environ | dict(OMP_NUM_THREADS="1") | options.pop("env", {})
-    return subprocess.run(line, preexec_fn=set_limits, env=environment, text=True, errors="replace", timeout=120, **options)
+    return subprocess.run(line, preexec_fn=set_limits, env=environment, text=True, errors="replace", timeout=300, **options)
 
 
 def check_line(done: subprocess.CompletedProcess, *texts: str) -> None:
@@ -173,7 +173,7 @@ def test_closed_streams(closed, stage, tmp_path):
             os.close(stream)
 
     line = [sys.executable, "-m", "osteonb", *map(str, stage.words("features", tmp_path))]
-    done = subprocess.run(line, preexec_fn=close, timeout=120)
+    done = subprocess.run(line, preexec_fn=close, timeout=300)
     assert done.returncode == 0 and (tmp_path / "f.parquet").exists()
 
 
@@ -182,7 +182,7 @@ def test_no_home(stage, tmp_path):
     words = stage.words("features", tmp_path)
     bare = {name: value for name, value in os.environ.items() if name not in ("HOME", "OSTEONB_CACHE", "XDG_CACHE_HOME")}
     line = [sys.executable, "-m", "osteonb", *map(str, words)]
-    assert subprocess.run(line, env=bare, capture_output=True, timeout=120).returncode == 0
+    assert subprocess.run(line, env=bare, capture_output=True, timeout=300).returncode == 0
     no_cache = [word for word in words if word not in words[-2:]]
     done = call(no_cache, env=dict(HOME="/proc/nowhere", OSTEONB_CACHE="/proc/nowhere"))
     check_line(done, "/proc/nowhere")
