@@ -87,6 +87,8 @@ def _describe(
         return _printable(f"memory ran out{reason}; {_MEMORY_ADVICE}")
     if isinstance(error, OSError):
         return _printable(_describe_system_error(error))
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return _describe(error.__context__)  # as pathlib words ELOOP
     return _describe(error.__cause__) if error is not None else None
 
 # %% ../../nbs/cli/10_failures.ipynb #0669e55c

@@ -179,6 +179,17 @@ def _exit_status(
     return 128 + (stopped_by or -status)
 
 
+def _fill_closed_streams() -> None:
+    "Lead closed standard streams nowhere, or the next file that is opened would get what is printed."
+    for stream in (0, 1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+
+
 def _end_at_once_if_stopped(
     job: Callable[[], None],  # the command's work
 ) -> None:
@@ -199,6 +210,7 @@ def _run_watched(
     if not hasattr(os, "fork"):  # Windows
         job()
         return
+    _fill_closed_streams()
     signals = _signals_to_take()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     alive, held = os.pipe()
