@@ -314,7 +314,11 @@ def _measure_cached(
     wrong = {}  # digest -> what is wrong
 
     def compute(missing: pd.DataFrame, groups: list) -> dict[str, pd.DataFrame]:
-        found = _measure_pairs(_select_cases(pairs, set(missing.index)), task, n_jobs, advance)
+        chosen = _select_cases(pairs, set(missing.index))
+        found = _measure_pairs(chosen, task, n_jobs, advance)
+        after = _digest_rows(chosen).sha256
+        changed = [line for line, key in missing.sha256.items() if after.get(line) != key]
+        found |= dict.fromkeys(changed, "its files changed while they were measured; run it again")
         bad = {line: row for line, row in found.items() if isinstance(row, str)}
         wrong.update({missing.sha256[line]: text for line, text in bad.items()})
         good = {line: row for line, row in found.items() if line not in bad}
