@@ -5,15 +5,19 @@ of the attacker that ran, or a file outside of the folders that were named. Ther
 """
 
 import contextlib
+import html.parser
 import io
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -25,26 +29,42 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nbconvert.filters import markdown2html
 from PIL import Image
 
 from osteonb.core import cache, files
 from osteonb.core.cache import compute_array_rows, compute_table_rows
+from osteonb.core.config import read_config
 from osteonb.core.errors import InputError
+from osteonb.core.files import read_table, write_table
 from osteonb.core.runs import Run
 from osteonb.data.images import _check_image, read_tile
-from osteonb.data.tiles import read_unlabeled_tiles
+from osteonb.data.leakage import audit
+from osteonb.data.tiles import read_tiles, read_unlabeled_tiles
 from osteonb.experiments.fixtures import small_run
+from osteonb.experiments import pipeline
+from osteonb.experiments.grid import read_grid
+from osteonb.experiments.grid_runs import run_grid
 from osteonb.experiments.pipeline import predict_run
+from osteonb.explain import explain_tiles
 from osteonb.models.backbone import make_backbone
-from osteonb.models.checkpoint import load_model
+from osteonb.models.checkpoint import load_model, provenance_warnings
 from osteonb.radiomics.masked_images import extract_masked
+from osteonb.radiomics.parameters import read_parameters
+from osteonb.reports.audit_page import audit_report
+from osteonb.reports.model_card import write_model_card
+from osteonb.reports.run_page import run_report
+from osteonb.slides.analysis import analyze_slide
 from osteonb.slides.reader import open_slide
 from osteonb.slides.tiling import _make_cell_grid, _read_overview
 from osteonb.synthetic.fixtures import small_cohort
+from osteonb.synthetic.slides import draw_slide
 
 SECONDS = 30  # that an attempt may take
 ROOM = 4 * 2**30  # bytes of address space that an attempt may add
@@ -582,6 +602,540 @@ def test_pickles_in_the_cache(trap, tmp_path):
         (folder / f"{digest}.parquet").unlink(missing_ok=True)
 
 
+# Text files.
+
+
+DEEP = 100_000
+HOSTILE_JSON = {
+    "brackets": "[" * DEEP,
+    "nested objects": '{"a":' * DEEP + "1" + "}" * DEEP,
+    "closed brackets": "[" * DEEP + "]" * DEEP,
+    "a number of 100000 digits": '{"seed": ' + "1" * DEEP + "}",
+    "a list of a million numbers": "[" + "0," * 10**6 + "0]",
+    "a text of 20 MB": '{"preset": "' + "a" * (20 * 2**20) + '"}',
+    "half a million keys": "{" + ",".join(f'"k{i}": 0' for i in range(500_000)) + "}",
+    "numbers that are none": '{"lr": NaN, "seed": Infinity}',
+    "half a surrogate": '{"preset": "\\ud800"}',
+    "NUL": '{"preset": "\\u0000"}\0',
+    "a text": '"quick"',
+    "nothing": "",
+    "null": "null",
+    "an escape sequence": '{"preset": "\x1b[2J"}',
+}
+
+
+def same_predictions(good):
+    "Return a check that predictions are those of the untouched run."
+    columns = ["p_non_tumor", "p_non_viable", "p_viable"]
+    return lambda found: np.array_equal(found[columns].to_numpy(), good.loc[found.index, columns].to_numpy())
+
+
+@pytest.mark.parametrize("name", HOSTILE_JSON)
+def test_json(name, own_run, good, tmp_path):
+    def put(file):
+        "Write the hostile text in the place of a file, and the file of before back."
+        if previous:
+            (own_run / previous[0]).write_bytes(previous[1])
+        previous[:] = file, (own_run / file).read_bytes()
+        (own_run / file).write_text(HOSTILE_JSON[name])
+
+    previous = []
+    put("made_with.json")
+    attempt("JSON", lambda: provenance_warnings(own_run), lambda found: all(map(str.isprintable, found)))
+    attempt("JSON", lambda: predict_run(own_run), same_predictions(good))
+    put("metrics.json")
+    attempt(
+        "JSON",
+        lambda: Run(own_run).metrics,
+        lambda found: found == json.loads(HOSTILE_JSON[name]) or "nan" in str(found),
+    )
+    put("scaler.json")
+    refused("JSON", lambda: predict_run(own_run))
+    put("config.json")
+    refused("JSON", lambda: predict_run(own_run))
+    refused("JSON", lambda: run_report(own_run))
+    (own_run / "manifest.json").write_text(HOSTILE_JSON[name])
+    refused("JSON", lambda: predict_run(own_run))
+    (tmp_path / "settings.json").write_text(HOSTILE_JSON[name])
+    refused("JSON", lambda: read_config(tmp_path / "settings.json"))
+
+
+@pytest.mark.parametrize("name", ["brackets", "a list of a million numbers", "null"])
+def test_json_in_a_card(name, own_run):
+    (own_run / "made_with.json").write_text(HOSTILE_JSON[name])
+    refused("JSON", lambda: write_model_card(own_run))
+
+
+@few
+@given(
+    name=st.sampled_from(["versions", "data"]),
+    value=st.sampled_from([None, 3, "x", [], [1], {"torch": []}, {"../../../etc/passwd": "0"}, {"tiles.parquet": 3}]),
+)
+def test_odd_provenance(name, value, run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "run"
+    shutil.copytree(run, folder)
+    made_with = json.loads((folder / "made_with.json").read_text()) | {name: value}
+    (folder / "made_with.json").write_text(json.dumps(made_with))
+    attempt("JSON", lambda: provenance_warnings(folder), lambda found: isinstance(found, list))
+
+
+HOSTILE_TOML = {
+    "brackets": "a = " + "[" * DEEP,
+    "tables within tables": "a = " + "{a=" * DEEP,
+    "a key of 20000 parts": "a" + ".a" * 20_000 + " = 1",
+    "a table of 20000 parts": "[a" + ".a" * 20_000 + "]",
+    "10000 tables": "\n".join(f"[variants.v{i}]" for i in range(10_000)),
+    "a number of 100000 digits": "folds = " + "1" * DEEP,
+    "seeds by the million": "seeds = [" + ", ".join(map(str, range(10**6))) + "]",
+    "draws without end": "draws = 1000000000000",
+    "a date": "name = 1979-05-27",
+    "a script": "name = '<script>'\n[variants.'../../x']\nhead = '<script>'",
+    "an escape sequence": 'name = "\\u001b[2J"',
+    "not UTF-8": "name = '\udcff'",
+    "the same table twice": "[variants.a]\n[variants.a]",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TOML)
+def test_toml(name, tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_bytes(HOSTILE_TOML[name].encode("utf-8", "surrogateescape"))
+    attempt("TOML and YAML", lambda: read_grid(path))
+    attempt("TOML and YAML", lambda: read_config(path))
+
+
+LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij")
+)
+HOSTILE_YAML = {
+    "code": "setting: !!python/object/apply:os.system ['touch sprung']\n",
+    "code, tagged": "setting: !!python/name:os.system\n",
+    "a billion laughs": LAUGHS + "setting: *j\n",
+    "a billion laughs as a value": LAUGHS + "setting:\n  binWidth: *j\n",
+    "itself": "&a [*a]\n",
+    "itself as a setting": "setting: &a\n  binWidth: *a\n",
+    "brackets": "[" * 2000,
+    "a merge of itself": "setting: &a\n  <<: *a\n",
+    "bytes": "setting: !!binary gICA\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_YAML)
+def test_yaml(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parameters.yaml").write_text(HOSTILE_YAML[name])
+    attempt("TOML and YAML", lambda: read_parameters(tmp_path / "parameters.yaml"))
+    assert not (tmp_path / "sprung").exists()
+
+
+# Tables.
+
+
+class Unpickled(pa.ExtensionType):
+    "Be an extension type whose name Arrow once unpickled."
+
+    def __init__(self, data):
+        self.data = data
+        super().__init__(pa.int64(), "arrow.py_extension_type")
+
+    def __arrow_ext_serialize__(self):
+        return self.data
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls(serialized)
+
+
+def as_parquet(table, **how):
+    "Return a table's bytes."
+    pq.write_table(table, data := io.BytesIO(), **how)
+    return data.getvalue()
+
+
+def with_metadata(data, **metadata):
+    "Return a Parquet table with other metadata for pandas."
+    table = pq.read_table(io.BytesIO(data))
+    return as_parquet(table.replace_schema_metadata({"pandas": json.dumps(metadata)}))
+
+
+def hostile_tables(data, trap):
+    "Return what a table of a run may be replaced with: name -> bytes."
+    table = pq.read_table(io.BytesIO(data))
+    n = len(table)
+    first = table.column_names[0]
+    extension = pa.ExtensionArray.from_storage(Unpickled(pickle.dumps(trap)), pa.array(range(n)))
+    deep = json.loads("[" * 500 + "]" * 500)
+    same = pa.DictionaryArray.from_arrays(np.zeros(10**6, np.int32), ["a" * 1000])
+    bomb = pa.table(dict(path=same))
+    return {
+        "a pickled type": as_parquet(table.append_column("x", extension)),
+        "a column of lists": as_parquet(table.set_column(0, first, pa.array([[1]] * n))),
+        "a column of structures": as_parquet(table.set_column(0, first, pa.array([dict(a=1)] * n))),
+        "a column of bytes": as_parquet(table.set_column(0, first, pa.array([b"\xff"] * n))),
+        "a column of nothing": as_parquet(table.set_column(0, first, pa.nulls(n))),
+        "a column twice": as_parquet(pa.Table.from_arrays([*table.columns, table[0]], [*table.column_names, first])),
+        "a million rows in a kilobyte": as_parquet(bomb, compression="zstd"),
+        "another index": with_metadata(data, index_columns=["absent"], columns=[], column_indexes=[]),
+        "an index of no end": with_metadata(data, index_columns=[dict(kind="range", start=0, stop=2**62, step=1)]),
+        "deep metadata": with_metadata(data, index_columns=deep, columns=deep, column_indexes=deep),
+        "metadata that are no JSON": as_parquet(table.replace_schema_metadata({"pandas": "[" * DEEP})),
+        "a CSV": b"tile,path\na,b\n",
+        "cut off": data[:-9],
+        "a footer of 2 GB": data[:-8] + b"\xff\xff\xff\x7fPAR1",
+        "nothing but its mark": b"PAR1PAR1",
+    }
+
+
+@pytest.mark.parametrize("name", ["tiles.parquet", "folds.parquet", "features.parquet"])
+def test_parquet(name, own_run, good, trap):
+    data = (own_run / name).read_bytes()
+    for hostile in hostile_tables(data, trap).values():
+        (own_run / name).write_bytes(hostile)
+        attempt("Parquet", lambda: read_table(own_run / name), lambda table: len(table) <= 10**6)
+        attempt("Parquet", lambda: predict_run(own_run), same_predictions(good))
+    (own_run / "predictions.parquet").write_bytes(hostile)
+    refused("Parquet", lambda: run_report(own_run))
+
+
+# Pages.
+
+CODE = "window.pwned=1"
+NAMES = [
+    f"<script>{CODE}</script>",
+    f'"><img src=x onerror={CODE}>',
+    f"'><svg onload={CODE}>",
+    f"</title></style><script>{CODE}</script>",
+    f"<a href=javascript:{CODE}>",
+    f"--><!-- ]]><script>{CODE}</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "$\\frac{$ | `a` | [x](javascript:alert(1))",
+    "&lt;script&gt;&#x3c;b&#62;",
+]
+
+
+class Inspector(html.parser.HTMLParser):
+    "Collect what could run or load something in a page."
+
+    forbidden = {"script", "iframe", "object", "embed", "form", "base", "link", "applet", "foreignobject"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            target = re.sub(r"\s", "", value or "").lower()
+            leads_out = name in ("src", "xlink:href") and not target.startswith(("data:image/", "#"))
+            if name.startswith("on") or target.startswith(("javascript:", "vbscript:", "data:text")) or leads_out:
+                self.found.append(f"{tag} {name}={value}")
+        if tag in self.forbidden or (tag == "meta" and "http-equiv" in dict(attributes)):
+            self.found.append(tag)
+
+
+def is_harmless_html(text):
+    "Return whether nothing in a page can run."
+    return not Inspector(text).found
+
+
+def as_html(markdown):
+    "Return Markdown as a viewer shows that leaves HTML in it as it is."
+    return markdown2html(markdown)
+
+
+def write_hostile_list(folder, tiles):
+    "Write a list of tiles in which tiles, slides, scans and groups have hostile names; return it."
+    names = dict(zip(tiles.slide.unique(), (f"{NAMES[i % len(NAMES)]} {i}" for i in range(100))))
+    groups = dict(zip(tiles.group.unique(), NAMES))
+    table = pd.DataFrame(dict(path=tiles.path, label=tiles.label, patient=tiles.patient))
+    table["slide"] = tiles.slide.map(names)
+    table["scan"] = tiles.scan.map(lambda scan: f"{scan} {NAMES[0]}")
+    table["group"] = tiles.group.map(groups)
+    table["tile"] = [f"{NAMES[i % len(NAMES)]} {i}" for i in range(len(tiles))]
+    table.to_csv(folder / "list.csv", index=False)
+    return folder / "list.csv"
+
+
+@pytest.fixture(scope="module")
+def hostile(run, tmp_path_factory):
+    "Return a list of tiles with hostile names, and an honest run on it."
+    folder = tmp_path_factory.mktemp("hostile")
+    tiles = Run(run).tiles
+    tiles_list = write_hostile_list(folder, tiles)
+    held_out = pd.read_csv(tiles_list).set_index("tile").group[Run(run).folds.part.to_numpy() == "test"].iloc[0]
+    config = Run(run).config.replace(test_group=held_out)
+    pipeline.run(folder / "run", config, tiles_list, folder / "cache", 1)
+    return folder
+
+
+PAGES = []  # that were written, for the browser
+
+
+def pages_are_harmless(paths):
+    "Return whether no page can run anything, and keep the pages for the browser."
+    paths = list(paths)
+    PAGES.extend(paths)
+    return bool(paths) and all(is_harmless_html(path.read_text(encoding="utf-8")) for path in paths)
+
+
+def test_inspector():
+    for name in NAMES[:6]:
+        assert not is_harmless_html(f"<title>{name}</title><p title='{name}'>{name}")
+
+
+def test_names_in_the_report(hostile):
+    attempt("scripts in pages", lambda: [run_report(hostile / "run")], pages_are_harmless)
+
+
+def test_names_in_the_card(hostile):
+    attempt("scripts in pages", lambda: as_html(write_model_card(hostile / "run")), is_harmless_html)
+
+
+def test_names_in_explanations(hostile):
+    def explain():
+        tiles = pd.read_csv(hostile / "list.csv").iloc[: len(NAMES)]
+        tiles.to_csv(hostile / "few.csv", index=False)
+        explain_tiles(hostile / "run", hostile / "few.csv", hostile / "explained", hostile / "cache", 1, check=2)
+        return (hostile / "explained").glob("*.html")
+
+    attempt("scripts in pages", explain, pages_are_harmless)
+
+
+def test_names_in_the_audit(hostile):
+    def audit_list():
+        tiles, _ = read_tiles(hostile / "list.csv", tile_size=64, n_jobs=1)
+        found = audit(tiles, footprint=64, cache_dir=hostile / "cache")
+        return [audit_report(found._asdict(), hostile / "audit.html", tiles=tiles)]
+
+    attempt("scripts in pages", audit_list, pages_are_harmless)
+
+
+def test_names_in_a_grid(hostile):
+    base = Run(hostile / "run").config.flat() | dict(modality="radiomics", max_epochs=2, min_epochs=1)
+    base = {name: list(value) if isinstance(value, tuple) else value for name, value in base.items()}
+    base = {name: value for name, value in base.items() if name not in ("test_group", "seed")}
+    variants = {NAMES[0]: {}, NAMES[1]: dict(head="flat", against=NAMES[0])}
+    grid = dict(name=NAMES[3], base=base, variants=variants, reference=NAMES[0], splits=["tile"], folds=2, draws=5)
+    source = hostile / "list.csv"
+    attempt(
+        "scripts in pages", lambda: [run_grid(hostile / "grid", grid, source, hostile / "cache", 1)], pages_are_harmless
+    )
+
+
+def test_names_of_slides(hostile, run):
+    for i, name in enumerate([NAMES[1], NAMES[2], "$\\frac{$ {{ 7 * 7 }} &lt;b&#62;"]):
+        slide = hostile / f"{name}.tif"
+        draw_slide(slide, ratio=0.4, seed=1, cells=4, size=64)
+
+        def analyze():
+            analyze_slide(slide, run, hostile / f"slide {i}", tile_mpp=1.0, overlap=0.0, cache_dir=hostile / "cache")
+            return (hostile / f"slide {i}").glob("*.html")
+
+        attempt("scripts in pages", analyze, pages_are_harmless)
+
+
+def test_altered_tables_in_the_report(run, tmp_path):
+    "A run folder that was sent can hold any text in any table."
+    for number, name in enumerate([NAMES[0], "".join(NAMES)]):
+        folder = Path(shutil.copytree(run, tmp_path / f"run {number}"))
+        for file in ("tiles", "folds", "predictions", "features"):
+            table = pd.read_parquet(folder / f"{file}.parquet").rename(index=lambda tile: f"{tile}{name}")
+            texts = [column for column in table if column in ("patient", "slide", "scan", "group", "fold")]
+            for column in texts:
+                table[column] = table[column].astype(str) + name
+            if file == "features":
+                table = table.rename(columns=lambda column: column + name)
+            write_table(table, folder / f"{file}.parquet")
+        attempt("scripts in pages", lambda: [run_report(folder)], pages_are_harmless)
+
+
+def test_pages_in_a_browser():
+    "No script runs in the pages that were written above."
+    sync_api = pytest.importorskip("playwright.sync_api")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not executable or not PAGES:
+        pytest.skip("no browser, or no page")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        tab = browser.new_page()
+        said = []
+        tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        for path in PAGES:
+            tab.goto(path.resolve().as_uri())
+            ran = tab.evaluate("window.pwned")
+            attempt("scripts in pages", lambda: (ran, said), lambda result: result == (None, []))
+        browser.close()
+
+
+# Paths.
+
+ESCAPES = [
+    "../tile.png",
+    "../../../../../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "a\0.png",
+    "a" * 5000,
+    "~/.ssh/id_rsa",
+    ".",
+]
+BACKBONES = ["hf-hub:someone/model", "local-dir:/tmp", "../../x", "torchvision.models.resnet18", "os.system"]
+
+
+def everything(folder):
+    "Return the content of every file below a folder, and where every link leads."
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[path] = os.readlink(path)
+        elif path.is_file():
+            found[path] = path.read_bytes()
+    return found
+
+
+@pytest.fixture
+def outside(tmp_path):
+    "Give a folder in which nothing may change."
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("keep me")
+    (folder / "tile.png").write_bytes(encode(noise(1, 64)))
+    before = everything(folder)
+    yield folder
+    assert everything(folder) == before, "a file outside of the folders that were named has changed"
+
+
+def test_paths_in_a_list(outside, tmp_path):
+    "A list may name pictures anywhere, which are only read; what is no picture is left out."
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(encode(noise(0, 64)))
+    (folder / "link.png").symlink_to("/etc/passwd")
+    for path in [*ESCAPES, "link.png", str(outside / "precious.txt")]:
+        table = pd.DataFrame(dict(path=["good.png", path], label="viable", patient="A", slide="A-1", tile=["a", "b"]))
+        table.to_csv(folder / "list.csv", index=False)
+        attempt(
+            "paths and links",
+            lambda: read_tiles(folder / "list.csv", tile_size=64, n_jobs=1)[0],
+            lambda t: list(t.index) == ["a"],
+        )
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", "\0"], ids=repr)
+def test_names_that_are_paths(name, hostile_names, outside, tmp_path):
+    "No name in a list or a grid leads a file out of the folder that was named."
+    out = tmp_path / "out"
+
+    def elsewhere():
+        known = {path for path in everything(tmp_path) if path.name != "list.csv"}
+        return known - set(everything(out)) - set(everything(tmp_path / "cache"))
+
+    before = elsewhere()
+    for column in ("tile", "slide"):
+        listed = hostile_names(column, name)
+        attempt(
+            "paths and links",
+            lambda: explain_tiles(small_run(), listed, out, tmp_path / "cache", 1, check=0),
+            lambda page: page.parent == out,
+        )
+    for column in ("group", "scan", "patient"):
+        listed = hostile_names(column, name)
+        attempt("paths and links", lambda: read_tiles(listed, tile_size=64, n_jobs=1), lambda found: len(found[0]) == 2)
+    assert elsewhere() == before
+
+
+@pytest.fixture
+def hostile_names(run, tmp_path):
+    "Give a function that writes a list of two tiles, one with a name in a column."
+
+    def write(column, name):
+        tiles = Run(run).tiles[:2]
+        table = pd.DataFrame(dict(path=tiles.path, label=tiles.label, patient="A", slide="A-1", tile=["a", "b"]))
+        table[["group", "scan"]] = "A"
+        if column in ("slide", "group", "scan", "patient"):
+            table[column] = name
+        else:
+            table[column] = [name, "b"]
+        table.to_csv(tmp_path / "list.csv", index=False)
+        return tmp_path / "list.csv"
+
+    return write
+
+
+def test_backbones_that_are_code(own_run):
+    for name in BACKBONES:
+        config = json.loads((own_run / "config.json").read_text())
+        config["model"]["backbone"] = name
+        (own_run / "config.json").write_text(json.dumps(config))
+        refused("pickles", lambda: predict_run(own_run))
+        refused("pickles", lambda: make_backbone(Run(own_run).config))
+
+
+def test_links_out_of_a_run(outside, own_run, run, tmp_path):
+    "What of a run is a link out of it is neither followed nor written through."
+    config = Run(run).config
+    for file in sorted(path.name for path in run.iterdir()):
+        (own_run / file).unlink()
+        (own_run / file).symlink_to(outside / file)
+        attempt("paths and links", lambda: predict_run(own_run), lambda found: True)
+        if file in ("report.html", "predictions.parquet"):
+            attempt("paths and links", lambda: run_report(own_run), lambda page: True)
+        if file in ("model.safetensors", "scaler.json", "history.csv", "config.json"):
+            data = small_cohort(0.25, 64)
+            attempt(
+                "paths and links",
+                lambda: pipeline.train_run(own_run, config, data, tmp_path / "cache", 1),
+                lambda found: True,
+            )
+        (own_run / file).unlink()
+        shutil.copy(run / file, own_run / file)
+
+
+def test_folders_that_lead_out(outside, own_run, run, tmp_path):
+    "A folder within a result that is a link is not followed when files are written or removed."
+    (own_run / "checkpoints").symlink_to(outside)
+    (own_run / "model.safetensors").unlink()
+    attempt(
+        "paths and links",
+        lambda: pipeline.train_run(own_run, Run(own_run).config, small_cohort(0.25, 64), tmp_path / "cache", 1),
+        lambda found: True,
+    )
+    draw_slide(tmp_path / "slide.tif", ratio=0.4, seed=1, cells=4, size=64)
+    slide = tmp_path / "slide"
+    slide.mkdir()
+    (slide / "batches").symlink_to(outside)
+    attempt(
+        "paths and links",
+        lambda: analyze_slide(tmp_path / "slide.tif", run, slide, tile_mpp=1.0, overlap=0.0),
+        lambda found: True,
+    )
+    analyze_slide(tmp_path / "slide.tif", run, tmp_path / "begun", tile_mpp=1.0, overlap=0.0)
+    (tmp_path / "begun" / "slide.json").unlink()
+    (tmp_path / "begun" / "slide.html").unlink()
+    (tmp_path / "begun" / "slide.html").symlink_to(outside / "precious.txt")
+    attempt(
+        "paths and links",
+        lambda: analyze_slide(tmp_path / "slide.tif", run, tmp_path / "begun", tile_mpp=1.0, overlap=0.0),
+        lambda found: True,
+    )
+
+
+def test_messages_in_a_terminal(tmp_path):
+    "Names with escape sequences and line breaks do not reach the terminal as such."
+    table = pd.DataFrame(dict(path=["\x1b[2J\x1b]0;owned\x07.png"], label="\x1b[31m\nviable", patient="A", slide="A-1"))
+    table.to_csv(tmp_path / "list.csv", index=False)
+    (tmp_path / "\x1b[2J.toml").write_text("a = ")
+    for words in (["features", "list.csv", "--out", "f.csv"], ["experiment", "\x1b[2J.toml", "--out", "grid"]):
+        done = subprocess.run([sys.executable, "-m", "osteonb", *words], capture_output=True, text=True, cwd=tmp_path)
+        counts = COUNTS.setdefault("escape sequences", Counter())
+        counts["tried"] += 1
+        assert (
+            done.returncode not in (0, 3) and "\x1b" not in done.stderr + done.stdout and is_clear(done.stderr.strip())
+        ), done.stderr
+        counts["refused"] += 1
+
+
 # Machines.
 
 
@@ -641,6 +1195,26 @@ def test_locks_that_lie(lock, tmp_path):
         assert is_table(cached_table(folder)) if is_for_table else is_array(cached_array(folder))
 
 
+@pytest.mark.parametrize("seconds", [0.0, 2.0**33])
+def test_the_clock_goes_back(seconds, own_run, run, good, tmp_path, monkeypatch):
+    "Times of files and of the system decide nothing."
+    cached_table(tmp_path / "tables")
+    cached_array(tmp_path / "arrays")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: seconds)
+        patch.setattr(time, "time_ns", lambda: int(seconds * 1e9))
+        for path in [*own_run.rglob("*"), *tmp_path.rglob("*.parquet"), *tmp_path.rglob("*.npy")]:
+            os.utime(path, (max(0.0, seconds), max(0.0, seconds)))
+        attempt("the clock goes back", lambda: predict_run(own_run), same_predictions(good))
+        attempt("the clock goes back", lambda: cached_table(tmp_path / "tables"), is_table)
+        attempt("the clock goes back", lambda: cached_array(tmp_path / "arrays"), is_array)
+        attempt(
+            "the clock goes back",
+            lambda: run_report(own_run),
+            lambda page: page.read_bytes() == (run / "report.html").read_bytes(),
+        )
+
+
 def flip(path, at, bit=64):
     "Flip a bit of a file in place."
     with contextlib.suppress(OSError), open(path, "r+b") as file:
@@ -685,6 +1259,65 @@ def test_flipped_under_load(tmp_path):
             stop.set()
             flipping.join()
         attempt("flips under load", lambda: read(folder), is_right)
+
+
+def workers_of(process):
+    "Return the numbers of loky's workers below a process."
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            number, rest = int(status.parent.name), status.read_text().rpartition(")")[2].split()
+            words = (status.parent / "cmdline").read_bytes()
+            if int(rest[1]) == process.pid and b"loky" in words and b"resource_tracker" not in words:
+                found.append(number)
+    return found
+
+
+def test_a_worker_killed_for_memory(run, tmp_path):
+    "The system kills a worker: the command says so in one line, and a second one gives the right table."
+    words = [
+        sys.executable,
+        "-m",
+        "osteonb",
+        "features",
+        str(small_cohort(0.25, 64)),
+        "--tile-size",
+        "64",
+        "--jobs",
+        "2",
+    ]
+    whole = subprocess.run(
+        [*words, "--out", "whole.csv", "--cache", "first"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    for delay in (0.2,):
+        cache_dir = f"cache {delay}"
+        process = subprocess.Popen(
+            [*words, "--out", "f.csv", "--cache", cache_dir], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        end = time.monotonic() + SECONDS
+        while not (found := workers_of(process)) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(delay)
+        for number in found[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        said = process.communicate(timeout=2 * SECONDS)[1]
+
+        def outcome(process=process, said=said):
+            lines = [line for line in said.splitlines() if line.startswith("osteonb")]
+            if process.returncode:
+                assert "Traceback" not in said and lines, said
+                raise InputError(lines[-1])
+            return (tmp_path / "f.csv").read_bytes()
+
+        attempt("a worker killed for memory", outcome, lambda table: table == (tmp_path / "whole.csv").read_bytes())
+        done = subprocess.run(
+            [*words, "--out", "f.csv", "--cache", cache_dir], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and (tmp_path / "f.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes(), (
+            done.stderr
+        )
 
 
 def test_counts(capsys):
