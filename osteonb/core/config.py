@@ -8,6 +8,7 @@ __all__ = ['ModelConfig', 'setting_choices', 'Config', 'configure', 'read_config
 # %% ../../nbs/core/06_config.ipynb #2bcf4c92
 import functools
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,8 +323,8 @@ def _leaf_settings(
             pairs += _group_pairs(name, item)
         else:
             pairs.append((_OLD_NAMES.get(name, name), item))
-    names = [name for name, _ in pairs]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    counts = Counter(name for name, _ in pairs)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise InputError(f"setting {twice[0]!r}: given twice, perhaps once under its old name")
     return dict(pairs)
 

@@ -7,11 +7,25 @@ __all__ = ['InputError', 'unknown_name_error', 'abbreviate']
 
 # %% ../../nbs/core/01_errors.ipynb #34eaa9df
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 # %% ../../nbs/core/01_errors.ipynb #ca89a192
 class InputError(ValueError):
     "Report input that cannot be used; the text names the input and the fix."
+
+# %% ../../nbs/core/01_errors.ipynb #qv000002
+_MAX_QUOTED = 200  # characters
+_QUOTER = reprlib.Repr()
+_QUOTER.maxstring = _QUOTER.maxother = _QUOTER.maxlong = _MAX_QUOTED
+_QUOTER.maxlist = _QUOTER.maxtuple = _QUOTER.maxdict = 20
+
+
+def _quote(
+    value: object,  # of any type
+) -> str:  # of bounded length
+    "Return a value as code, shortened where it is long."
+    return _QUOTER.repr(value)
 
 # %% ../../nbs/core/01_errors.ipynb #b213ac04
 def unknown_name_error(
@@ -21,9 +35,9 @@ def unknown_name_error(
 ) -> InputError:  # ready to be raised
     "Return an error that says what was given, what is allowed and which allowed name is nearest."
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(got), names, n=1)
+    near = difflib.get_close_matches(str(got)[:_MAX_QUOTED], names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return InputError(f"unknown {kind} {got!r}{hint} Allowed: {', '.join(names)}.")
+    return InputError(f"unknown {kind} {_quote(got)}{hint} Allowed: {', '.join(names)}.")
 
 # %% ../../nbs/core/01_errors.ipynb #7e07777a
 def abbreviate(

@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import InputError, unknown_name_error
+from .errors import InputError, _quote, unknown_name_error
 
 # %% ../../nbs/core/04_settings.ipynb #e8b09f99
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _wrong_value_error(
     wanted: str,  # what would be right
 ) -> InputError:  # ready to be raised
     "Return an error that names the setting, the value and what is wanted."
-    return InputError(f"setting {setting.name!r}: got {value!r}, wanted {wanted}")
+    return InputError(f"setting {setting.name!r}: got {_quote(value)}, wanted {wanted}")
 
 
 def _check_words(
