@@ -253,6 +253,18 @@ def test_killed_at_each_file(job, where, data, undisturbed, tmp_path):
     same(tmp_path/"a", whole)
 
 
+def test_killed_while_it_is_made_again(data, undisturbed, tmp_path):
+    "Killed after each file of a run of before is removed, and started again without `--redo` where that is not refused: nothing of before is left."
+    done(reporting_other, tmp_path/"a", data)
+    for lives in range(200):
+        process = begin(dying, tmp_path/"a", data, reporting_again, ["run/model", "run/inputs"])
+        assert end(process)
+        if process.exitcode != -signal.SIGKILL: break
+    assert process.exitcode == 0, (tmp_path/"a.txt").read_text()[-3000:]
+    assert lives > 5
+    same(tmp_path/"a", undisturbed(reporting)[0])
+
+
 def interrupted(folder, data):
     "A training that is killed when its third epoch is kept."
     replace, kept = os.replace, []
