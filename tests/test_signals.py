@@ -89,6 +89,12 @@ def stage(tmp_path_factory):
     made.server.close()
 
 
+def hear_signals():
+    "Take signals as in a terminal: a shell lets what it starts in the background ignore Ctrl-C."
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Command:
     "A command in a session of its own; what it starts is known by a mark in its environment."
 
@@ -101,7 +107,7 @@ class Command:
         environment = os.environ | dict(MARK=self.mark, TMPDIR=str(folder / "tmp"), https_proxy=proxy, OMP_NUM_THREADS="1")
         with open(self.said, "w") as errors:
             line = [sys.executable, "-m", "osteonb", *map(str, words)]
-            self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors, env=environment, start_new_session=True, preexec_fn=hear_signals)
 
     def processes(self) -> list[int]:
         "Return the command's processes that run."

@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,20 @@ def _row_checksums(
 ) -> np.ndarray:  # (n,) CRC-32
     "Return a checksum of each row."
     return np.array([zlib.crc32(np.ascontiguousarray(row)) for row in rows], np.uint32)
+
+
+_CHANGED_FIX = "start again: its tiles are then computed again"
+# errors of NumPy and pandas for a file that is none of theirs
+_NO_PART_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    SyntaxError,
+    TokenError,
+)
 
 
 class TileArrays:
@@ -62,8 +77,7 @@ class TileArrays:
             changed = np.flatnonzero(_row_checksums(rows) != self.checksums[at])
             if len(changed):
                 part = self.parts[self.positions[at][changed[0], 0]]
-                fix = "start again: its tiles are then computed again"
-                raise InputError(f"{part}: changed while it was used; {fix}")
+                raise InputError(f"{part}: changed while it was used; {_CHANGED_FIX}")
         return rows
 
     def part(
@@ -72,7 +86,12 @@ class TileArrays:
     ) -> np.ndarray:  # (rows, …), memory-mapped if the part is a file
         "Return the rows of one part without copying them."
         part = self.parts[number]
-        return part if isinstance(part, np.ndarray) else np.load(part, mmap_mode="r")["value"]
+        if isinstance(part, np.ndarray):
+            return part
+        try:
+            return np.load(part, mmap_mode="r")["value"]
+        except _NO_PART_ERRORS as e:  # it was whole when it was found
+            raise InputError(f"{part}: changed while it was used; {_CHANGED_FIX}") from e
 
 # %% ../../nbs/core/07_cache.ipynb #631ed9c7
 def arrays_in_memory(
@@ -96,10 +115,6 @@ def _is_damaged(
     "Return whether the digest of a part's content differs from its name; raise `FileNotFoundError`."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.stem
-
-
-# errors of NumPy and pandas for a file that is none of theirs
-_NO_PART_ERRORS = (ValueError, LookupError, TypeError, AttributeError, EOFError, NotImplementedError)
 
 
 def _undamaged_parts(

@@ -240,6 +240,15 @@ class _RunTables(_RunFiles):
         return table if rule == "most_probable" else table.assign(decision_rule=rule)
 
     @property
+    def made_with(self) -> dict[str, dict]:  # `versions`, and `data`: digests of tables
+        "Read what the model was made with; raise `InputError` for another content."
+        content = read_json(self.file("made_with"))
+        parts = [content.get(name) for name in ("versions", "data")] if isinstance(content, dict) else []
+        if not parts or not all(isinstance(part, dict) for part in parts):
+            raise InputError(f"{self.file('made_with')}: not what a model was made with; train it again")
+        return content
+
+    @property
     def metrics(self) -> Any:  # content of `metrics.json`; undefined numbers are None
         "Read the metrics."
         return read_json(self.file("metrics"))

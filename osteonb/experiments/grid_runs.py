@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import warnings
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import joblib
@@ -215,11 +216,18 @@ def _run_calls(
     title: str,  # of the progress bar
     n_jobs: int | None,  # processes; None for one per core
 ) -> list[str | None]:  # their results
-    "Run calls on several cores and show their progress."
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "A worker stopped")
+    "Run calls on several cores and show their progress; what is finished is not computed again."
+
+    def run_all() -> list[str | None]:
         results = joblib.Parallel(n_jobs or -1, return_as="generator")(calls)
         return list(tqdm(results, title, len(calls), disable=None))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped")
+        try:
+            return run_all()
+        except CancelledError:  # a worker of a cluster died with data that others needed
+            return run_all()
 
 # %% ../../nbs/experiments/06_grid_runs.ipynb #8a3858cc
 def _compute_grid_runs(
@@ -239,10 +247,7 @@ def _compute_grid_runs(
         calls = [_delayed_run(runs[i], *common, wait=True) for i in busy]
         for i, reason in zip(busy, _run_calls(calls, "grid runs of another process", n_jobs)):
             reasons[i] = reason
-    failed = []
-    for run, reason in zip(runs, reasons):
-        if reason:
-            failed.append(run.key | dict(reason=reason))
+    failed = [run.key | dict(reason=reason) for run, reason in zip(runs, reasons) if reason]
     vanished = [path for path in tiles.path if path and not Path(path).is_file()]
     if failed and vanished:
         fix = "put it back and run again, finished grid runs are kept"

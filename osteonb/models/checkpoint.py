@@ -369,12 +369,10 @@ def provenance_warnings(
     file = run.file("made_with")
     if not file.exists():
         return [] if tables_only else [f"{file}: absent, so what this model was made with is not known"]
-    made_with = read_json(file)
-    if not isinstance(made_with, dict):
-        made_with = {}
-    warnings = [] if tables_only else _version_warnings(run, made_with.get("versions", {}))
-    for name, digest in made_with.get("data", {}).items():
-        path = run.path / name
+    made_with = run.made_with
+    warnings = [] if tables_only else _version_warnings(run, made_with["versions"])
+    for name, digest in made_with["data"].items():
+        path = run.path_of(name)
         if path.exists() and _table_digest(read_table(path), name) != digest:
             warnings.append(f"{path}: not what the run was trained on")
     return warnings

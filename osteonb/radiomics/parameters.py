@@ -368,6 +368,8 @@ def _load_yaml(
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(e, "problem", None) or type(e).__name__
         raise InputError(f"{path}{line}: not YAML ({problem}); correct that line") from e
+    except RecursionError as e:
+        raise InputError(f"{path}: nested too deeply; it must hold names with values") from e
     except ValueError as e:  # an encoding, or a number or date that is none
         raise InputError(f"{path}: not YAML in UTF-8; save it as text ({e})") from e
 

@@ -13,7 +13,6 @@ import pandas as pd
 
 from ..core.config import Config
 from ..core.errors import InputError
-from ..core.files import read_json
 from ..core.labels import TITLES
 from ..core.runs import Run
 from ..data.download import CITATION
@@ -156,7 +155,7 @@ def _origin_lines(
     run: Run,  # a trained run
 ) -> list[str]:
     "List the versions and the settings that a run was made with."
-    versions = read_json(run.file("made_with"))["versions"]
+    versions = run.made_with["versions"]
     settings = {name: str(value) for name, value in run.config.flat().items()}
     table = pd.DataFrame({"value": settings}).rename_axis("setting")
     return [

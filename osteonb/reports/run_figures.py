@@ -106,8 +106,8 @@ def _draw_balance(
 _LOSS_LINES = dict(
     train_loss=("training, whole", COLORS["train"], "-"),
     valid_loss=("validation, whole", COLORS["valid"], "-"),
-    loss_tumor=("$L_A$, tumor or not", COLORS["tumor"], ":"),
-    loss_viability=("$L_B$, viable or not", COLORS["viability"], ":"),
+    loss_tumor=("tumor or not", COLORS["tumor"], ":"),
+    loss_viability=("viable or not", COLORS["viability"], ":"),
 )
 
 

@@ -56,8 +56,8 @@ def _check_segment(
     width: int | str,  # of a tile or strip, pixels, as the file states it
     height: int | str,  # pixels
 ) -> None:
-    "Raise `InputError` for a piece that no memory may hold; a damaged header claims such."
-    if int(width) * int(height) > _MAX_SEGMENT_PX:
+    "Raise `InputError` for a piece without pixels, or that no memory may hold; damaged headers claim such."
+    if min(int(width), int(height)) < 1 or int(width) * int(height) > _MAX_SEGMENT_PX:
         raise InputError(f"its pieces claim {width} × {height} pixels")
 
 
