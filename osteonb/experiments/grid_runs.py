@@ -49,12 +49,8 @@ from osteonb.experiments.grid_plan import (
     _plan_grid_runs,
 )
 from .nested import _choose_candidate, _fit_predict
-from osteonb.experiments.pipeline import (
-    _compute_features_quietly,
-    _remove_checkpoints,
-    _training_tables,
-    _validate_run,
-)
+from .pipeline import _compute_features_quietly, _remove_checkpoints
+from .pipeline import _training_tables, _validate_run
 from .reading import _data_or_cohort, _read_groups, needs_images
 from ..models.backbone import make_backbone
 from ..models.checkpoint import save_model
