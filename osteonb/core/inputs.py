@@ -178,9 +178,12 @@ class _RunRecord:
         self,
         step: str,  # tiles, features, train, predict or evaluate
         finished: bool = True,  # False where the step begins, and has written nothing yet
+        again: bool = True,  # False leaves a record that is there as it is
     ) -> None:
         "Record what a step read and, when it is finished, what it wrote."
         entries = self._recorded()
+        if step in entries and not again:
+            return
         before = entries.get(step, {})
         entries[step] = entry = self._entry(step)
         if not finished:

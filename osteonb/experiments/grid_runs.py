@@ -179,9 +179,8 @@ def _compute_grid_run(
         files = Run(run.folder)
         for name, source in links.items():
             _link_file(source, files.file(name))
-        if not files.file("inputs").exists():
-            for step in ("tiles", "features", "train", "predict"):
-                files.record_step(step)
+        for step in ("tiles", "features", "train", "predict"):
+            files.record_step(step, again=False)
     except FolderLockedError:
         return None
     except InputError as e:
