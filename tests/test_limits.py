@@ -68,7 +68,7 @@ def test_too_little_memory(command, mebibytes, stage, tmp_path):
     check_line(done, "memory runs out" if "crashed" in done.stderr else "memory ran out", "ulimit -v")
 
 
-@pytest.mark.parametrize("n_files", [6, 8])
+@pytest.mark.parametrize("n_files", [6, 7])
 def test_too_few_open_files(n_files, stage, tmp_path):
     "As few as Python itself can start with."
     check_line(call(stage.words("train", tmp_path), {resource.RLIMIT_NOFILE: n_files}), "open files", "ulimit -n")
@@ -91,7 +91,7 @@ def disk():
         subprocess.run(["umount", place], check=True)
 
 
-WRITING = ["features", "predict", "audit", "synthesize"]  # the others are in test_killed.py
+WRITING = ["features", "predict", "audit", "synthesize"]
 
 
 @pytest.mark.parametrize("command", WRITING)
