@@ -58,7 +58,8 @@ def _describe_system_error(
 # %% ../../nbs/cli/10_failures.ipynb #476bef63
 _MEMORY_WORDS = re.compile(
     "can't allocate|cannot allocate|out of memory|bad_alloc|failed to map segment|can't start new thread"
-    "|resource temporarily unavailable|is killed by signal|exited unexpectedly|insufficient shared memory",
+    "|resource temporarily unavailable|is killed by signal|exited unexpectedly|insufficient shared memory"
+    "|error return without exception set",
     re.I,
 )
 
