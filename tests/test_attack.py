@@ -586,20 +586,14 @@ def is_array(array):
 
 
 def test_pickles_in_the_cache(trap, tmp_path):
-    cached_array(tmp_path / "arrays")
-    [folder] = (tmp_path / "arrays").iterdir()
-    for data in pickles(trap).values():
-        digest = cache._part_digest(data)
-        (folder / f"{digest}.npy").write_bytes(data)
-        attempt("pickles", lambda: cached_array(tmp_path / "arrays"), is_array)
-        (folder / f"{digest}.npy").unlink(missing_ok=True)
-    cached_table(tmp_path / "tables")
-    [folder] = (tmp_path / "tables").iterdir()
-    for data in pickles(trap).values():
-        digest = cache._part_digest(data)
-        (folder / f"{digest}.parquet").write_bytes(data)
-        attempt("pickles", lambda: cached_table(tmp_path / "tables"), is_table)
-        (folder / f"{digest}.parquet").unlink(missing_ok=True)
+    for suffix, read, is_right in (("npy", cached_array, is_array), ("parquet", cached_table, is_table)):
+        read(tmp_path / suffix)
+        [folder] = (tmp_path / suffix).iterdir()
+        for data in pickles(trap).values():
+            part = folder / f"{cache._part_digest(data)}.{suffix}"
+            part.write_bytes(data)
+            attempt("pickles", lambda: read(tmp_path / suffix), is_right)
+            part.unlink(missing_ok=True)
 
 
 # Text files.

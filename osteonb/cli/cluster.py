@@ -6,13 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/cli/11_cluster.ipynb #clu00005
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import __version__
 from ..core.errors import InputError
 from ..core.runtime import import_optional
+
+if TYPE_CHECKING:
+    import distributed
 
 # %% ../../nbs/cli/11_cluster.ipynb #clu00007
 _PATIENCE_SECONDS = 5.0  # for a scheduler or a worker to answer

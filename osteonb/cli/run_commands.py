@@ -22,7 +22,6 @@ from osteonb.cli.app import (
     _Device,
     _Jobs,
     _make_config,
-    _Model,
     _MODEL_HELP,
     _Out,
     _Preset,

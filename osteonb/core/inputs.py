@@ -40,7 +40,7 @@ def _settings_differ_error(
     return None
 
 # %% ../../nbs/core/12_inputs.ipynb #in000007
-_PLACES = ("path",)  # columns that say where a tile lies, and nothing of its content
+_PLACES = ("path", "file")  # columns that say where a tile lies, and nothing of its content
 
 
 def _hash_rows(
@@ -149,8 +149,8 @@ def _record_difference(
     return ""
 
 # %% ../../nbs/core/12_inputs.ipynb #in000023
-class _RunRecord:
-    "Record the steps of a run in its folder, and compare them with what is there."
+class _RecordedSteps:
+    "Record the steps of a run in its folder."
 
     def _entry(
         self,
@@ -194,6 +194,10 @@ class _RunRecord:
             entry["computed_on"] = here or _describe_computer()
         self.write("inputs", {name: entries[name] for name in _STEPS if name in entries})
 
+# %% ../../nbs/core/12_inputs.ipynb #in000033
+class _RunRecord(_RecordedSteps):
+    "Compare the record of a run with what is in its folder, and remove what is no longer wanted."
+
     def check_step(
         self,
         step: str,  # tiles, features, train, predict or evaluate
@@ -210,6 +214,15 @@ class _RunRecord:
         if difference := _record_difference(entry, self._entry(step)):
             raise InputError(f"{self.path / difference} since the step {step!r}; {fix}")
 
+    def table_difference(
+        self,
+        name: str,  # of a table in the folder, which may be absent
+        table: pd.DataFrame,  # as it should be; columns that only one has are not compared
+    ) -> str:  # empty where there is none
+        "Say how a table in the folder differs from the one that it should be."
+        path = self.file(name)
+        return _table_difference(read_table(path), table) if path.exists() else ""
+
     def check_table(
         self,
         name: str,  # of a table in the folder, which may be absent
@@ -217,9 +230,8 @@ class _RunRecord:
         fix: str = _REDO,  # for the message
     ) -> None:
         "Raise `InputError` where a table in the folder is another one."
-        path = self.file(name)
-        if path.exists() and (difference := _table_difference(read_table(path), table)):
-            raise InputError(f"{path}: {difference}; {fix}")
+        if difference := self.table_difference(name, table):
+            raise InputError(f"{self.file(name)}: {difference}; {fix}")
 
     def remove_results(self) -> None:
         "Remove what the steps of a run wrote, the last step's files first, and its settings."

@@ -119,30 +119,12 @@ class _GridFolder:
         return old if old.is_dir() else self.path / "runs"
 
 # %% ../../nbs/experiments/04_grid_plan.ipynb #2935ff36
-def _tiles_difference(
-    begun: pd.DataFrame,  # the table of tiles in a folder
-    tiles: pd.DataFrame,  # of this call
-) -> str:  # empty where they agree
-    "Name the first difference between two tables of tiles."
-    if not begun.index.equals(tiles.index):
-        others = begun.index.symmetric_difference(tiles.index)
-        return f"{len(others)} tiles added or removed" if len(others) else "another order of tiles"
-    for column in tiles.columns.intersection(begun.columns).drop(["path", "file"], errors="ignore"):
-        there, now = begun[column], tiles[column]
-        differs = (there != now) & ~(there.isna() & now.isna())
-        if differs.any():
-            tile = differs.idxmax()
-            change = f"{there[tile]!r} there, {now[tile]!r} now"
-            return f"{column} of {differs.sum()} tiles, such as {tile!r}: {change}"
-    return ""
-
-
 def _grid_difference(
     folder: _GridFolder,  # begun
     tiles: pd.DataFrame,  # of this call
 ) -> str:  # empty where the grid can be resumed
     "Name the first difference between what a grid was begun with and what it is given now."
-    if difference := _tiles_difference(read_table(folder.table("tiles")), tiles):
+    if difference := Run(folder.path).table_difference("tiles", tiles):
         return difference
     if not folder.inputs.exists():  # an older grid
         return ""

@@ -155,8 +155,6 @@ def _train_and_write(
     config = run.config
     tiles = tables["tiles"]
     folds = tables["folds"]
-    for name in ("tiles", "folds"):
-        run.check_table(name, tables[name])
     _check_model_inputs(run, same_version=True)
     _write_data(run, tables)
     run.record_step("tiles")

@@ -15,7 +15,6 @@ import pandas as pd
 
 from ..core.config import Config
 from ..core.errors import InputError, abbreviate
-from ..core.files import read_table
 from ..core.labels import HEADS, TASKS
 from ..core.runs import Run
 from ..data.overlaps import assign_groups
@@ -133,34 +132,13 @@ def _read_data(
     return dict(tiles=tiles, excluded=excluded, folds=folds)
 
 # %% ../../nbs/experiments/01_reading.ipynb #83f70c4d
-def _check_same_tiles(
-    path: Path,  # the table of tiles of an earlier call, if there is one
-    tiles: pd.DataFrame,  # of `read_tiles`
-) -> None:
-    "Raise `InputError` where a folder was started with other tiles."
-    decisive = ["label", "sha256"]
-    if path.exists() and not read_table(path, decisive)[decisive].equals(tiles[decisive]):
-        fix = "choose another folder or delete it"
-        raise InputError(f"{path.parent}: was begun on other tiles; {fix}")
-
-
-def _check_same_folds(
-    path: Path,  # the table of folds of an earlier call, if there is one
-    folds: pd.DataFrame,  # of `hold_out_group`
-) -> None:
-    "Raise `InputError` where a folder was started with another split of the same tiles."
-    if path.exists() and read_table(path, ["part"]).part.tolist() != folds.part.tolist():
-        reason = "was begun on another split, perhaps before scans and groups were found"
-        raise InputError(f"{path.parent}: {reason}; choose another folder or delete it")
-
-
 def _write_data(
     run: Run,  # open
     tables: dict[str, pd.DataFrame],  # of `_read_data`
 ) -> None:
-    "Write the tables that were read; raise `InputError` where the run was started with other tiles."
-    _check_same_tiles(run.file("tiles"), tables["tiles"])
-    _check_same_folds(run.file("folds"), tables["folds"])
+    "Write the tables that were read; raise `InputError` where the run was started with other tiles or folds."
+    for name in ("tiles", "folds"):
+        run.check_table(name, tables[name])
     for name, table in tables.items():
         run.write(name, table)
 

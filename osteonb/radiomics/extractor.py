@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 
 from .. import __version__
-from ..core.errors import InputError, unknown_name_error
+from ..core.errors import InputError
 from osteonb.radiomics.parameters import (
     _CLASSES,
     _IMAGE_TYPES,

@@ -56,7 +56,7 @@ PLOT_STYLE = {
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.8,
     "text.color": "#222222",
-    "text.parse_math": False,  # a patient may be called `$\\frac{`
+    "text.parse_math": False,  # a patient may be called `$\frac{`
     "axes.labelcolor": "#222222",
     "svg.fonttype": "path",
     "svg.hashsalt": "osteonb",

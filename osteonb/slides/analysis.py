@@ -47,7 +47,7 @@ from .reader import Slide, _find_slides, open_slide
 from osteonb.slides.records import (
     _check_name,
     _open_result_folder,
-    _printable,
+    _escape_stray_bytes,
     _slide_settings,
 )
 from osteonb.slides.report import (
@@ -282,9 +282,9 @@ def _try_slide(
         with warnings.catch_warnings(action="ignore"):
             analyze_slide(path, run, output_dir, **settings)
     except (InputError, OSError) as e:
-        return _printable(str(e))
+        return _escape_stray_bytes(str(e))
     except Exception as e:  # one slide must not stop the others
-        return _printable(f"{path}: {type(e).__name__}: {e}")
+        return _escape_stray_bytes(f"{path}: {type(e).__name__}: {e}")
     return ""
 
 
@@ -315,7 +315,7 @@ def _slides_table(
     columns = ["ratio", "low", "high", "grade"]
     done = [output_dir / path.name for path, reason in zip(paths, reasons) if not reason]
     table = _combine_patients(done) if done else pd.DataFrame(columns=columns)
-    table = table[columns].reindex([_printable(path.name) for path in paths])
+    table = table[columns].reindex([_escape_stray_bytes(path.name) for path in paths])
     table = table.assign(reason=reasons, patient=[owners.get(name) for name in table.index])
     return table[["patient", *columns, "reason"]].rename_axis("slide")
 
@@ -336,7 +336,7 @@ def analyze_slides(
     run = run if isinstance(run, Run) else Run(run)
     output_dir = Path(output_dir)
     paths = _find_slides(Path(folder))
-    names = [path.name for path in paths if path.name == _printable(path.name)]
+    names = [path.name for path in paths if path.name == _escape_stray_bytes(path.name)]
     _check_patients(names, patients)
     _load_slide_model(run)  # a fault of the run is reported once, not for each slide
     reasons = _try_slides(paths, run.path, output_dir, n_jobs, settings)

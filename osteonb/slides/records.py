@@ -151,7 +151,7 @@ def _open_result_folder(
             shutil.rmtree(output_dir / "batches", ignore_errors=True)
 
 # %% ../../nbs/slides/12_records.ipynb #5a6c2d9a
-def _printable(
+def _escape_stray_bytes(
     text: str,  # perhaps with a file's name in it
 ) -> str:  # the same, with escapes for bytes that are not UTF-8
     "Return text that any file and any table can hold."
@@ -162,6 +162,6 @@ def _check_name(
     path: Path,  # of a slide
 ) -> None:
     "Raise `InputError` for a slide whose name is not UTF-8."
-    if path.name != _printable(path.name):
+    if path.name != _escape_stray_bytes(path.name):
         fix = "rename the file"
-        raise InputError(f"{_printable(str(path))}: the name is not UTF-8; {fix}")
+        raise InputError(f"{_escape_stray_bytes(str(path))}: the name is not UTF-8; {fix}")
